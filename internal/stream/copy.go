@@ -37,7 +37,7 @@ func secondary(first, second error) error {
 }
 
 func oneWay(to, from Duplex) error {
-	if _, err := io.Copy(writerOnly{to}, readerOnly{from}); err != nil {
+	if _, err := io.Copy(to, from); err != nil {
 		return err
 	}
 	return to.CloseWrite()
@@ -47,9 +47,3 @@ func closeBoth(a, b io.Closer) {
 	_ = a.Close()
 	_ = b.Close()
 }
-
-// writerOnly and readerOnly hide ReadFrom and WriteTo, so that io.Copy uses its
-// own 32 KiB buffer and every frame stays small.
-type writerOnly struct{ io.Writer }
-
-type readerOnly struct{ io.Reader }

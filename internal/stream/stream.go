@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -24,8 +25,11 @@ import (
 // Protocol is the WebSocket sub-protocol of every stream.
 const Protocol = "plain.virtualization.deckhouse.io"
 
-// MaxMessage bounds one received frame, in bytes. Our own senders stay at 32 KiB.
+// MaxMessage bounds one received frame, in bytes.
 const MaxMessage = 1 << 20
+
+// maxWrite is the largest frame we send, in bytes: any UDP datagram fits in one.
+const maxWrite = 64 << 10
 
 // ErrTakenOver is returned by Read and Write after another client took the
 // stream (close status 1001, going away).
@@ -152,15 +156,16 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 	return message, closeError(err)
 }
 
-// Write sends p as one frame.
+// Write sends p, as one frame if it has at most 64 KiB.
 func (c *Conn) Write(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
+	sent := 0
+	for chunk := range slices.Chunk(p, maxWrite) {
+		if err := c.socket.Write(c.ctx, websocket.MessageBinary, chunk); err != nil {
+			return sent, closeError(err)
+		}
+		sent += len(chunk)
 	}
-	if err := c.socket.Write(c.ctx, websocket.MessageBinary, p); err != nil {
-		return 0, closeError(err)
-	}
-	return len(p), nil
+	return sent, nil
 }
 
 // CloseWrite tells the peer that no more bytes come from this side; reading goes on.
