@@ -1,0 +1,97 @@
+package steps
+
+import (
+	"context"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+)
+
+// Event is one thing to tell the user.
+type Event struct{ Type, Reason, Message string }
+
+// Transitions finds the conditions that changed status or reason: one event each,
+// a Warning where the user must act. Steps that start out waiting are not news.
+func Transitions(before, after []metav1.Condition, d Decision) []Event {
+	var found []Event
+	for _, c := range after {
+		o := d.Outcome(c.Type)
+		i := slices.IndexFunc(before, func(b metav1.Condition) bool { return b.Type == c.Type })
+		switch {
+		case o.State == None, c.Reason == ReasonError:
+			continue
+		case i < 0 && o.State == WaitingState:
+			continue
+		case i >= 0 && before[i].Status == c.Status && before[i].Reason == c.Reason:
+			continue
+		}
+		event := Event{Type: corev1.EventTypeNormal, Reason: c.Reason, Message: c.Message}
+		if o.State == FailedState {
+			event.Type = corev1.EventTypeWarning
+		}
+		if event.Message == "" {
+			event.Message = c.Type + " is " + string(c.Status)
+		}
+		found = append(found, event)
+	}
+	return found
+}
+
+// Emit sends events about an object.
+func Emit(recorder events.EventRecorder, about runtime.Object, all []Event) {
+	for _, e := range all {
+		recorder.Eventf(about, nil, e.Type, e.Reason, "Reconcile", "%s", e.Message)
+	}
+}
+
+// PatchStatus writes after's status over before's, if they differ. It fails with a
+// conflict when the object has changed since it was read: what a status remembers
+// decides what is done next, so it is never written over something newer.
+func PatchStatus(ctx context.Context, c client.Client, before, after client.Object) error {
+	if equality.Semantic.DeepEqual(before, after) {
+		return nil
+	}
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	err := c.Status().Patch(ctx, after.DeepCopyObject().(client.Object), patch)
+	return ignore(err, apierrors.IsNotFound)
+}
+
+// EnsureFinalizer adds a finalizer if it is missing and says whether it did; the
+// object is updated in place. It does nothing to an object being deleted.
+func EnsureFinalizer(ctx context.Context, c client.Client, obj client.Object, finalizer string) (bool, error) {
+	if obj.GetDeletionTimestamp() != nil || controllerutil.ContainsFinalizer(obj, finalizer) {
+		return false, nil
+	}
+	before := obj.DeepCopyObject().(client.Object)
+	controllerutil.AddFinalizer(obj, finalizer)
+	err := c.Patch(ctx, obj, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	return err == nil, wrap("add finalizer to", obj, err)
+}
+
+// sortConditions keeps the order users have seen and appends what is new, so that
+// the order of the steps never shows.
+func sortConditions(conditions, old []metav1.Condition) {
+	position := func(t string) int {
+		i := slices.IndexFunc(old, func(c metav1.Condition) bool { return c.Type == t })
+		if i < 0 {
+			return len(old)
+		}
+		return i
+	}
+	slices.SortStableFunc(conditions, func(a, b metav1.Condition) int {
+		if d := position(a.Type) - position(b.Type); d != 0 {
+			return d
+		}
+		if a.Type < b.Type {
+			return -1
+		}
+		return 1
+	})
+}
