@@ -1,0 +1,44 @@
+// Package console is `d8 v console`: the guest's serial console in the user's
+// terminal.
+//
+// The invariant: however the command ends, the terminal is restored. Ctrl+]
+// leaves at any moment, also while it waits for the guest.
+package console
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"orlop.dev/orlop/internal/cli/access"
+)
+
+// New returns the console command.
+func New(flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command {
+	o := &options{streams: streams}
+	command := &cobra.Command{
+		Use:   "console VM[.NAMESPACE]",
+		Short: "Open the serial console of a virtual machine",
+		Long: `Open the serial console of a virtual machine.
+
+Press Ctrl+] to leave. While the virtual machine is not running yet, or restarts,
+the command waits and connects again by itself.`,
+		Example: `  # The console of the virtual machine "linux" in the current namespace
+  d8 v console linux
+
+  # … in the namespace "prod", waiting at most a minute for it to run
+  d8 v console linux.prod --timeout 1m`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: flags.CompleteNames,
+		RunE: func(command *cobra.Command, args []string) error {
+			if err := o.complete(flags, args[0]); err != nil {
+				return err
+			}
+			return o.run(command.Context())
+		},
+	}
+	command.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait for a virtual machine that is not running")
+	command.Flags().BoolVar(&o.force, "force", false, "take the console over from whoever holds it, without a question")
+	return command
+}

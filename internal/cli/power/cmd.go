@@ -1,0 +1,81 @@
+// Package power is `d8 v start`, `stop` and `restart`: each makes a
+// VirtualMachineOperation and says how it goes.
+//
+// The commands decide nothing: whether an operation may run is the controller's
+// answer, shown as it stands in the operation's conditions.
+package power
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
+	"orlop.dev/orlop/internal/cli/access"
+)
+
+// verb is one of the commands.
+type verb struct {
+	name     string
+	short    string
+	question string
+	kind     v1alpha2.OperationType
+	force    string
+}
+
+// verbs are the commands of this package; force is empty where the API refuses it.
+var verbs = []verb{
+	{name: "start", short: "Start virtual machines", question: "Start", kind: v1alpha2.OperationStart},
+	{name: "stop", short: "Stop virtual machines", question: "Stop", kind: v1alpha2.OperationStop, force: "power off at once instead of asking the guest to shut down"},
+	{name: "restart", short: "Restart virtual machines", question: "Restart", kind: v1alpha2.OperationRestart, force: "power off at once instead of asking the guest to shut down"},
+}
+
+// New returns the power commands.
+func New(flags *access.Flags, streams genericiooptions.IOStreams) []*cobra.Command {
+	commands := make([]*cobra.Command, 0, len(verbs))
+	for _, v := range verbs {
+		commands = append(commands, newVerb(v, flags, streams))
+	}
+	return commands
+}
+
+func newVerb(v verb, flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command {
+	o := &options{streams: streams, verb: v}
+	command := &cobra.Command{
+		Use:   v.name + " VM[.NAMESPACE]...",
+		Short: v.short,
+		Long: fmt.Sprintf(`%s, by making a VirtualMachineOperation for each.
+
+The command returns when the operation has begun; with --wait, when it has ended.
+More than one virtual machine implies --create-only.`, v.short),
+		Example: fmt.Sprintf(`  # One virtual machine, and wait for the end
+  d8 v %[1]s linux --wait
+
+  # All of the namespace "prod" with a label, without a question
+  d8 v %[1]s -n prod -l tier=web --yes`, v.name),
+		ValidArgsFunction: flags.CompleteNames,
+		RunE: func(command *cobra.Command, args []string) error {
+			if command.Flags().Changed("force") {
+				o.force = &o.forceValue
+			}
+			if err := o.complete(command.Context(), flags, args); err != nil {
+				return err
+			}
+			return o.run(command.Context())
+		},
+	}
+	if v.force != "" {
+		command.Flags().BoolVarP(&o.forceValue, "force", "f", false, v.force)
+	}
+	command.Flags().BoolVarP(&o.wait, "wait", "w", false, "wait until the operation has completed")
+	command.Flags().BoolVarP(&o.createOnly, "create-only", "c", false, "return as soon as the operation exists")
+	command.Flags().BoolVar(&o.all, "all", false, "all virtual machines of the namespace")
+	command.Flags().StringVarP(&o.selector, "label-selector", "l", "", "virtual machines with these labels (k=v)")
+	command.Flags().DurationVarP(&o.timeout, "timeout", "t", 5*time.Minute, "how long to wait")
+	command.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask (also: "+confirmVariable+"=yes)")
+	command.MarkFlagsMutuallyExclusive("all", "label-selector")
+	command.MarkFlagsMutuallyExclusive("wait", "create-only")
+	return command
+}

@@ -1,0 +1,35 @@
+// Package virtualization is `d8 v` (also `d8 virtualization`): the tree of
+// commands that reach into virtual machines. Each verb is a package of its own;
+// this one only hangs them on one branch with common flags.
+package virtualization
+
+import (
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"orlop.dev/orlop/internal/cli/access"
+	"orlop.dev/orlop/internal/cli/console"
+	"orlop.dev/orlop/internal/cli/portforward"
+	"orlop.dev/orlop/internal/cli/power"
+	"orlop.dev/orlop/internal/cli/ssh"
+)
+
+// New returns the branch.
+func New(streams genericiooptions.IOStreams) *cobra.Command {
+	command := &cobra.Command{
+		Use:     "v",
+		Aliases: []string{"virtualization"},
+		Short:   "Reach and control virtual machines",
+		Example: `  # Start a virtual machine and open its console
+  d8 v start linux --wait
+  d8 v console linux`,
+	}
+	flags := access.NewFlags(command)
+	command.AddCommand(
+		console.New(flags, streams),
+		portforward.New(flags, streams),
+		ssh.New(flags, streams),
+	)
+	command.AddCommand(power.New(flags, streams)...)
+	return command
+}
