@@ -44,18 +44,18 @@ type Outcome struct {
 }
 
 // Done says that nothing is left to do.
-func Done(reason, format string, args ...any) Outcome {
-	return Outcome{State: DoneState, Status: metav1.ConditionTrue, Reason: reason, Message: sentence(format, args)}
+func Done[R ~string](reason R, format string, args ...any) Outcome {
+	return Outcome{State: DoneState, Status: metav1.ConditionTrue, Reason: string(reason), Message: sentence(format, args)}
 }
 
 // Waiting says that someone else must finish first; a watch brings us back.
-func Waiting(reason, format string, args ...any) Outcome {
-	return Outcome{State: WaitingState, Status: metav1.ConditionFalse, Reason: reason, Message: sentence(format, args)}
+func Waiting[R ~string](reason R, format string, args ...any) Outcome {
+	return Outcome{State: WaitingState, Status: metav1.ConditionFalse, Reason: string(reason), Message: sentence(format, args)}
 }
 
 // Failed says that the user must act; the message tells what to do.
-func Failed(reason, format string, args ...any) Outcome {
-	return Outcome{State: FailedState, Status: metav1.ConditionFalse, Reason: reason, Message: sentence(format, args)}
+func Failed[R ~string](reason R, format string, args ...any) Outcome {
+	return Outcome{State: FailedState, Status: metav1.ConditionFalse, Reason: string(reason), Message: sentence(format, args)}
 }
 
 // Absent says that the condition does not apply now and is removed.
