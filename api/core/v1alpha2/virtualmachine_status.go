@@ -112,6 +112,9 @@ type InstanceRecord struct {
 	// Exit is how the present process ended, once that is proven; empty while it may still live.
 	// +optional
 	Exit string `json:"exit,omitempty"`
+	// ExitMessage is what the process last said, if it failed.
+	// +optional
+	ExitMessage string `json:"exitMessage,omitempty"`
 	// ExitTime is when that was proven.
 	// +optional
 	ExitTime *metav1.Time `json:"exitTime,omitempty"`
