@@ -1,0 +1,117 @@
+package main
+
+// suite is the Debian release that roots and guests are made of. The platform's
+// QEMU is this release's: older ones crash current guests under emulation.
+const suite = "trixie"
+
+// base is the Debian system that images pick their files from. It is downloaded
+// and unpacked once for all of them and never shipped itself.
+var base = Root{
+	Name:    "base",
+	Variant: "minbase",
+	Packages: []string{
+		"ca-certificates", "e2fsprogs", "mount", "qemu-system-x86", "qemu-utils", "seabios", "util-linux", "xfsprogs",
+	},
+}
+
+// certificates is what a static program needs to verify a public server.
+const certificates = "/etc/ssl/certs/ca-certificates.crt"
+
+// emulator is a QEMU that runs PC guests without a screen of its own: no user
+// interface modules, no firmware of other architectures, no shell.
+var emulator = Pick{
+	Root: base,
+	Paths: []string{
+		"/usr/bin/qemu-system-x86_64",
+		"/usr/share/qemu/kvmvapic.bin",
+		"/usr/share/qemu/linuxboot_dma.bin",
+		"/usr/share/qemu/pvh.bin",
+		"/usr/share/qemu/efi-virtio.rom",
+		"/usr/share/qemu/keymaps/en-us",
+		"/usr/share/seabios/bios-256k.bin",
+		"/usr/share/seabios/vgabios*.bin",
+		"/usr/lib/x86_64-linux-gnu/qemu/hw-display-virtio-*.so",
+	},
+}
+
+// converter is qemu-img and the means to fetch its input.
+var converter = Pick{
+	Root:  base,
+	Paths: []string{"/usr/bin/qemu-img", certificates},
+}
+
+// filesystems are the tools with which a CSI node makes, checks, mounts and grows
+// file systems.
+var filesystems = Pick{
+	Root: base,
+	Paths: []string{
+		"/etc/mke2fs.conf",
+		"/usr/bin/cp", "/usr/bin/findmnt", "/usr/bin/lsblk", "/usr/bin/mount", "/usr/bin/umount",
+		"/usr/sbin/blkid", "/usr/sbin/blockdev", "/usr/sbin/fsck", "/usr/sbin/losetup", "/usr/sbin/swapoff",
+		"/usr/sbin/dumpe2fs", "/usr/sbin/e2fsck", "/usr/sbin/fsck.ext4", "/usr/sbin/mke2fs", "/usr/sbin/mkfs.ext4", "/usr/sbin/resize2fs",
+		"/usr/sbin/fsck.xfs", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_db", "/usr/sbin/xfs_info", "/usr/sbin/xfs_admin",
+		"/usr/sbin/xfs_growfs", "/usr/sbin/xfs_io", "/usr/sbin/xfs_repair", "/usr/share/xfsprogs/*/*.conf",
+		// xfs_info, xfs_admin and fsck.xfs are shell scripts.
+		"/usr/bin/sh", "/usr/bin/dash",
+	},
+}
+
+// Users of the images. A launcher's number is part of the contract with the disks
+// it opens (files belong to it); the others only must not be root.
+const (
+	root         = "0:0"
+	qemuUser     = "107:107"
+	ordinaryUser = "65532:65532"
+)
+
+// catalog is every image of the platform.
+var catalog = []Image{
+	ours("virtualization-controller", ordinaryUser),
+	ours("virtualization-api", ordinaryUser),
+	ours("vm-route-forge", root),
+	ours("dvcr", ordinaryUser),
+	withRoot(ours("virt-handler", root), emulator),
+	withRoot(ours("virt-launcher", qemuUser), emulator),
+	withRoot(ours("dvcr-importer", ordinaryUser), converter),
+	{
+		Name:       "coredns",
+		Pick:       certificatesOnly,
+		Files:      []string{"bin/embedded/coredns"},
+		Entrypoint: []string{"/usr/bin/coredns"},
+		User:       ordinaryUser,
+	},
+	{
+		Name: "csi",
+		Pick: filesystems,
+		Files: []string{
+			"bin/embedded/csi-provisioner", "bin/embedded/csi-resizer", "bin/embedded/csi-snapshotter",
+			"bin/embedded/snapshot-controller", "bin/orlop-csi",
+		},
+		Entrypoint: []string{"/usr/bin/orlop-csi"},
+		User:       root,
+	},
+	{
+		Name:       "pause",
+		Files:      []string{"bin/pause"},
+		Entrypoint: []string{"/usr/bin/pause"},
+		User:       ordinaryUser,
+	},
+}
+
+var certificatesOnly = Pick{Root: base, Paths: []string{certificates}}
+
+// ours is an image with one static program of ours, which is its entry point.
+func ours(name, user string) Image {
+	return Image{
+		Name:       name,
+		Pick:       certificatesOnly,
+		Files:      []string{"bin/" + name},
+		Entrypoint: []string{"/usr/bin/" + name},
+		User:       user,
+	}
+}
+
+func withRoot(image Image, pick Pick) Image {
+	image.Pick = pick
+	return image
+}
