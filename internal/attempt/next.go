@@ -35,10 +35,11 @@ type Step struct {
 func Next(r Record, work string, verdict Verdict, now time.Time) Step {
 	step := Step{Record: r, Verdict: verdict}
 	switch {
+	case r.Result != nil:
+		// Whatever is wanted now: what is finished may be in use already.
+		step.Move = Finished
 	case r.Work != work:
 		step.Record = r.Begin(work)
-	case r.Result != nil:
-		step.Move = Finished
 	case r.GivenUp():
 		step.Move = GiveUp
 	case r.FailedAt != nil:

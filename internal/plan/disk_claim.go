@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"strconv"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +21,11 @@ const (
 	// content it holds. It is written in the same patch that hands the volume to
 	// the disk's claim, so that a volume is never taken for a filled one by mistake.
 	PopulatedForAnnotation = "internal.virtualization.deckhouse.io/populated-for"
+	// WorkAnnotation on a claim says for which version of the disk's wishes it was
+	// made; a claim made for another one is replaced.
+	WorkAnnotation = "internal.virtualization.deckhouse.io/work"
+	// VirtualSizeAnnotation on a claim is the size the guest will see, in bytes.
+	VirtualSizeAnnotation = "internal.virtualization.deckhouse.io/virtual-size"
 	// ClassAnnotation, VolumeModeAnnotation and AccessModeAnnotation tell storage
 	// modules how a claim was made.
 	ClassAnnotation      = "virtualization.deckhouse.io/storage-class-name"
@@ -37,8 +44,10 @@ type DiskClaim struct {
 	Owner     metav1.OwnerReference
 	Class     string
 	Modes     storageclass.Modes
-	// Request is what the claim asks for, in bytes (ClaimSize of the disk).
-	Request int64
+	// VirtualSize is what the guest will see, in bytes; the claim asks for more (ClaimSize).
+	VirtualSize int64
+	// Work identifies everything the claim was made for.
+	Work string
 }
 
 // DiskClaimName is the name of the claim that holds a disk.
@@ -82,9 +91,11 @@ func (d DiskClaim) base(name string) *corev1.PersistentVolumeClaim {
 			Name:      name,
 			Labels:    map[string]string{"heritage": "deckhouse", "module": "virtualization"},
 			Annotations: map[string]string{
-				ClassAnnotation:      d.Class,
-				VolumeModeAnnotation: string(d.Modes.Volume),
-				AccessModeAnnotation: string(d.Modes.Access),
+				ClassAnnotation:       d.Class,
+				VolumeModeAnnotation:  string(d.Modes.Volume),
+				AccessModeAnnotation:  string(d.Modes.Access),
+				WorkAnnotation:        d.Work,
+				VirtualSizeAnnotation: strconv.FormatInt(d.VirtualSize, 10),
 			},
 			OwnerReferences: []metav1.OwnerReference{d.Owner},
 		},
@@ -93,7 +104,7 @@ func (d DiskClaim) base(name string) *corev1.PersistentVolumeClaim {
 			StorageClassName: ptr.To(d.Class),
 			VolumeMode:       ptr.To(d.Modes.Volume),
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
-				corev1.ResourceStorage: *resource.NewQuantity(d.Request, resource.BinarySI),
+				corev1.ResourceStorage: *resource.NewQuantity(ClaimSize(d.VirtualSize), resource.BinarySI),
 			}},
 		},
 	}

@@ -10,6 +10,9 @@ import (
 // DataPodApp is the value of the label "app" on importing and populating pods.
 const DataPodApp = "dvcr-data-importer"
 
+// OwnerUIDLabel on a data pod is the UID of the object it works for.
+const OwnerUIDLabel = "internal.virtualization.deckhouse.io/owner-uid"
+
 // dataUser is the uid and gid of every pod that touches a disk: QEMU's.
 const dataUser = 107
 
@@ -35,13 +38,20 @@ type DataPod struct {
 	ScratchLimit int64
 	// Claim is mounted read-write at ClaimDir; empty for none.
 	Claim, ClaimDir string
+	// AnyNode tolerates taints that keep ordinary pods from being scheduled: a volume
+	// that is bound to a node must be filled there.
+	AnyNode bool
 }
 
-// Secret is what the pod reads its configuration from.
-func (d DataPod) Secret() *corev1.Secret {
+// Secret is what the pod reads its configuration from. It belongs to the pod and
+// goes with it: the token in it must not outlive the run.
+func (d DataPod) Secret(pod *corev1.Pod) *corev1.Secret {
+	meta := d.meta()
+	meta.Annotations = nil
+	meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}}
 	return &corev1.Secret{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
-		ObjectMeta: d.meta(),
+		ObjectMeta: meta,
 		Immutable:  ptr.To(true),
 		Data:       map[string][]byte{d.ConfigKey: d.Config},
 	}
@@ -92,6 +102,10 @@ func (d DataPod) Pod() *corev1.Pod {
 			}},
 		},
 	}
+	if d.AnyNode {
+		pod.Spec.Tolerations = append(pod.Spec.Tolerations,
+			corev1.Toleration{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})
+	}
 	mount(&pod.Spec, "config", d.ConfigDir, true, corev1.VolumeSource{
 		Secret: &corev1.SecretVolumeSource{SecretName: d.Name, DefaultMode: ptr.To(int32(0o440))},
 	})
@@ -113,9 +127,10 @@ func (d DataPod) meta() metav1.ObjectMeta {
 		Namespace: d.Namespace,
 		Name:      d.Name,
 		Labels: map[string]string{
-			"app":      DataPodApp,
-			"heritage": "deckhouse",
-			"module":   "virtualization",
+			"app":         DataPodApp,
+			"heritage":    "deckhouse",
+			"module":      "virtualization",
+			OwnerUIDLabel: string(d.Owner.UID),
 		},
 		// Drain and descheduler would only make it start over.
 		Annotations:     map[string]string{"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
