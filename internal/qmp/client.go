@@ -160,20 +160,30 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, out any
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", command, ctx.Err())
-	case <-c.done:
-		return fmt.Errorf("%s: %w", command, c.reason())
 	case r := <-answer:
-		if r.Error != nil {
-			return fmt.Errorf("%s: %w", command, r.Error)
-		}
-		if out == nil {
-			return nil
-		}
-		if err := json.Unmarshal(r.Return, out); err != nil {
-			return fmt.Errorf("decode answer to %s: %w", command, err)
-		}
+		return r.decode(command, out)
+	case <-c.done:
+	}
+	select {
+	case r := <-answer: // came just before the end, as that of quit does
+		return r.decode(command, out)
+	default:
+		return fmt.Errorf("%s: %w", command, c.reason())
+	}
+}
+
+// decode reads the answer to a command.
+func (r response) decode(command string, out any) error {
+	if r.Error != nil {
+		return fmt.Errorf("%s: %w", command, r.Error)
+	}
+	if out == nil {
 		return nil
 	}
+	if err := json.Unmarshal(r.Return, out); err != nil {
+		return fmt.Errorf("decode answer to %s: %w", command, err)
+	}
+	return nil
 }
 
 func (c *Client) send(ctx context.Context, id uint64, command string, arguments any) error {

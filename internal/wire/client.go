@@ -119,10 +119,15 @@ func (c *Client) call(ctx context.Context, t Type, body any, fds []*os.File, out
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", t, ctx.Err())
-	case <-c.done:
-		return fmt.Errorf("%s: %w", t, c.reason())
 	case m := <-answer:
 		return decodeAnswer(t, m, out)
+	case <-c.done:
+	}
+	select {
+	case m := <-answer: // came just before the end
+		return decodeAnswer(t, m, out)
+	default:
+		return fmt.Errorf("%s: %w", t, c.reason())
 	}
 }
 

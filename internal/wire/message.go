@@ -135,11 +135,9 @@ type StartDisk struct {
 	// ID is the disk's id in the machine.
 	ID string `json:"id"`
 	// FDs are the indices of the descriptors of one file or device: one opened
-	// O_RDWR|O_DIRECT for a writable disk, O_RDONLY|O_DIRECT for a read-only one.
+	// O_RDWR|O_DIRECT for a writable disk, O_RDONLY for a read-only one (O_DIRECT if
+	// the file system has it). At the moment exactly one.
 	FDs []int `json:"fds"`
-	// Buffered is true if the descriptors were opened without O_DIRECT (image
-	// cache on a file system that lacks it); only read-only disks may say so.
-	Buffered bool `json:"buffered,omitempty"`
 }
 
 // StartInterface gives an interface its tap.
