@@ -1,0 +1,178 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"net"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Patience of the stories: a guest takes 3 s to boot under TCG on an idle machine.
+const (
+	soon = 60 * time.Second
+	long = 5 * time.Minute
+)
+
+// TestStory01FirstMachine is the quick start: three objects, a guest, every way in.
+func TestStory01FirstMachine(t *testing.T) {
+	ns := namespace(t)
+	apply(t, ns, image("tiny", "tiny.qcow2")+disk("root", "local", "1Gi", "tiny")+machine("linux", "256Mi", []string{"root"}))
+
+	seen := reaches(t, long, ns, "vi/tiny", ".status.phase", "Ready")
+	if !slices.Contains(seen, "Provisioning") {
+		t.Errorf("the image was never seen in Provisioning: %q", seen)
+	}
+	reaches(t, long, ns, "vm/linux", ".status.phase", "Running")
+	if got := field(t, ns, "vd/root", ".status.phase"); got != "Ready" {
+		t.Errorf("disk of a running machine is %q, want Ready", got)
+	}
+	address := field(t, ns, "vm/linux", ".status.ipAddress")
+	if pod := field(t, ns, "pod", ".items[?(@.metadata.labels.kubevirt\\.internal\\.virtualization\\.deckhouse\\.io=='virt-launcher')].status.podIP"); pod != address {
+		t.Errorf("machine has %q, its pod %q", address, pod)
+	}
+	console := open(t, ns, "linux")
+	console.expect(soon, `orlop-tiny: network up`)
+
+	t.Run("a command in the console", func(t *testing.T) {
+		console.send("echo sum=$((40+2))")
+		console.expect(soon, `sum=42`)
+	})
+	t.Run("the host reaches the address", func(t *testing.T) {
+		eventually(t, soon, "the guest answers HTTP", func() bool { return answers("http://" + net.JoinHostPort(address, "8080")) })
+	})
+	t.Run("port-forward reaches the guest", func(t *testing.T) { forward(t, ns) })
+	t.Run("pods of both nodes reach address and Service", func(t *testing.T) { fromPods(t, ns, address) })
+	t.Run("nothing in the pod is privileged", func(t *testing.T) { unprivileged(t, ns) })
+	t.Run("a guest reboot stays inside its QEMU", func(t *testing.T) {
+		before := field(t, ns, "vm/linux", ".status.instance.name")
+		console.send("reboot -f")
+		console.expect(soon, `orlop-tiny: userspace up`)
+		if after := field(t, ns, "vm/linux", ".status.instance.name"); after != before {
+			t.Errorf("instance changed from %s to %s", before, after)
+		}
+	})
+	t.Run("stop and start", func(t *testing.T) {
+		d8(t, "v", "-n", ns, "stop", "linux", "--wait", "--yes")
+		reaches(t, soon, ns, "vm/linux", ".status.phase", "Stopped")
+		d8(t, "v", "-n", ns, "start", "linux", "--wait", "--yes")
+		reaches(t, long, ns, "vm/linux", ".status.phase", "Running")
+		if again := field(t, ns, "vm/linux", ".status.ipAddress"); again != address {
+			t.Errorf("address changed from %s to %s", address, again)
+		}
+	})
+	t.Run("deleted in the wrong order, nothing hangs", func(t *testing.T) {
+		d8(t, "k", "-n", ns, "delete", "vi/tiny", "vd/root", "--wait=false")
+		d8(t, "k", "-n", ns, "delete", "vm/linux", "--timeout=120s")
+		eventually(t, soon, "image and disk are gone", func() bool {
+			return field(t, ns, "vd", ".items[*].metadata.name")+field(t, ns, "vi", ".items[*].metadata.name") == ""
+		})
+		eventually(t, soon, "pods, claims and instances are gone", func() bool {
+			return field(t, ns, "pods,pvc,instances.internal.virtualization.deckhouse.io", ".items[*].metadata.name") == ""
+		})
+	})
+}
+
+func answers(url string) bool {
+	client := http.Client{Timeout: 2 * time.Second}
+	response, err := client.Get(url)
+	if err != nil {
+		return false
+	}
+	_ = response.Body.Close()
+	return response.StatusCode == http.StatusOK
+}
+
+func forward(t *testing.T, ns string) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	_ = listener.Close()
+	command := d8Command(t.Context(), "v", "-n", ns, "port-forward", "linux", port+":8080")
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = command.Process.Kill(); _ = command.Wait() }()
+	eventually(t, soon, "the forwarded port answers", func() bool { return answers("http://127.0.0.1:" + port) })
+}
+
+// fromPods asks for the guest from a pod of each node, by address and by Service.
+func fromPods(t *testing.T, ns, address string) {
+	apply(t, ns, `---
+apiVersion: v1
+kind: Service
+metadata: {name: linux}
+spec: {selector: {app: linux}, ports: [{port: 80, targetPort: 8080}]}
+`)
+	for _, node := range strings.Fields(d8(t, "k", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")) {
+		pod := "client-" + node
+		apply(t, ns, `---
+apiVersion: v1
+kind: Pod
+metadata: {name: `+pod+`}
+spec:
+  nodeName: `+node+`
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: shell, image: "`+shellImage(t)+`", command: [/bin/sleep, infinity]}
+`)
+		reaches(t, soon, ns, "pod/"+pod, ".status.phase", "Running")
+		for _, url := range []string{"http://" + address + ":8080/", "http://linux/"} {
+			eventually(t, soon, pod+" reaches "+url, func() bool {
+				_, err := try(t, "k", "-n", ns, "exec", pod, "--", "perl", "-MIO::Socket::INET", "-e", fetch(url))
+				return err == nil
+			})
+		}
+	}
+}
+
+// shellImage is an image of ours with a shell and perl: no other can be pulled here.
+func shellImage(t *testing.T) string {
+	t.Helper()
+	arguments := field(t, "d8-virtualization", "deployment/virtualization-controller", ".spec.template.spec.containers[0].args")
+	match := regexp.MustCompile(`--importer-image=([^"]+)`).FindStringSubmatch(arguments)
+	if match == nil {
+		t.Fatalf("no importer image in %s", arguments)
+	}
+	return match[1]
+}
+
+// fetch is a GET in a few words of perl, which every Debian root has.
+func fetch(url string) string {
+	host, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	if !strings.Contains(host, ":") {
+		host += ":80"
+	}
+	return `$s=IO::Socket::INET->new(PeerAddr=>"` + host + `",Timeout=>3) or exit 1; print $s "GET /` + path + ` HTTP/1.0\r\n\r\n"; exit(<$s> =~ / 200 / ? 0 : 1)`
+}
+
+// unprivileged looks at the launcher's pod from inside: what a guest that escaped QEMU would find.
+func unprivileged(t *testing.T, ns string) {
+	pod := field(t, ns, "vm/linux", ".status.instance.name")
+	inside := func(command ...string) (string, error) {
+		return try(t, append([]string{"k", "-n", ns, "exec", pod, "-c", "compute", "--"}, command...)...)
+	}
+	status, err := inside("cat", "/proc/1/status")
+	if err != nil {
+		t.Fatalf("read the launcher's status: %v\n%s", err, status)
+	}
+	for _, want := range []string{`Uid:\s+107\s+107\s+107\s+107`, `Gid:\s+107\s+107\s+107\s+107`, `CapPrm:\s+0{16}`, `CapEff:\s+0{16}`,
+		`CapBnd:\s+0{16}`, `NoNewPrivs:\s+1`, `Seccomp:\s+2`} {
+		if !regexp.MustCompile(want).MatchString(status) {
+			t.Errorf("the launcher's status does not match %s:\n%s", want, status)
+		}
+	}
+	if listing, err := inside("ls", "/var/run/secrets/kubernetes.io/serviceaccount"); err == nil {
+		t.Errorf("the pod has a service account token: %s", listing)
+	}
+	if mounts, err := inside("cat", "/proc/1/mounts"); err != nil || !regexp.MustCompile(`(?m)^\S+ / \S+ ro,`).MatchString(mounts) {
+		t.Errorf("the root file system is not read-only (%v):\n%s", err, mounts)
+	}
+}
