@@ -1,0 +1,196 @@
+package disk
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
+	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
+	instancev1 "orlop.dev/orlop/api/instance/v1alpha1"
+)
+
+// Names of the field indexes of this controller.
+const (
+	machinesByDisk   = "disk.name"
+	instancesByClaim = "disk.claim"
+	volumesByClaim   = "disk.claimRef"
+	disksByImage     = "disk.image"
+	disksByClass     = "disk.class"
+)
+
+// unsettled is the key in disksByClass of every disk that is not ready yet: those
+// may be waiting for a class, or for a default.
+const unsettled = "?"
+
+// workers is how many disks are reconciled at a time; a pass that asks a pod for its
+// progress may take a second.
+const workers = 4
+
+// Setup registers the controller with a manager. Client, APIReader and Recorder are
+// taken from the manager where they are nil.
+func Setup(ctx context.Context, m ctrl.Manager, o Options) error {
+	if o.Client == nil {
+		o.Client = m.GetClient()
+	}
+	if o.APIReader == nil {
+		o.APIReader = m.GetAPIReader()
+	}
+	if o.Recorder == nil {
+		o.Recorder = m.GetEventRecorder("virtualization-controller")
+	}
+	for _, index := range []struct {
+		of    client.Object
+		name  string
+		value client.IndexerFunc
+	}{
+		{&v1alpha2.VirtualMachine{}, machinesByDisk, disksOf},
+		{&instancev1.Instance{}, instancesByClaim, claimsOf},
+		{&corev1.PersistentVolume{}, volumesByClaim, claimRefOf},
+		{&v1alpha2.VirtualDisk{}, disksByImage, imageOf},
+		{&v1alpha2.VirtualDisk{}, disksByClass, classOf},
+	} {
+		if err := m.GetFieldIndexer().IndexField(ctx, index.of, index.name, index.value); err != nil {
+			return err
+		}
+	}
+	r := New(o)
+	return ctrl.NewControllerManagedBy(m).
+		Named("virtualdisk").
+		For(&v1alpha2.VirtualDisk{}).
+		Owns(&corev1.PersistentVolumeClaim{}).
+		Owns(&corev1.Pod{}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.ofVolume)).
+		Watches(&v1alpha2.VirtualImage{}, handler.EnqueueRequestsFromMapFunc(r.ofImage)).
+		Watches(&v1alpha2.ClusterVirtualImage{}, handler.EnqueueRequestsFromMapFunc(r.ofImage)).
+		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.ofClass)).
+		Watches(&deckhousev1alpha1.ModuleConfig{}, handler.EnqueueRequestsFromMapFunc(r.ofClass)).
+		Watches(&v1alpha2.VirtualMachine{}, handler.EnqueueRequestsFromMapFunc(r.ofMachine)).
+		Watches(&instancev1.Instance{}, handler.EnqueueRequestsFromMapFunc(r.ofInstance)).
+		Complete(r)
+}
+
+func (r *Reconciler) ofVolume(ctx context.Context, obj client.Object) []reconcile.Request {
+	ref := obj.(*corev1.PersistentVolume).Spec.ClaimRef
+	if ref == nil {
+		return nil
+	}
+	return r.ofClaim(ctx, ref.Namespace, ref.Name)
+}
+
+func (r *Reconciler) ofClaim(ctx context.Context, namespace, name string) []reconcile.Request {
+	c := &corev1.PersistentVolumeClaim{}
+	if err := r.Client.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, c); err != nil {
+		return nil // a claim that is gone has told its own story
+	}
+	if disk := claimOf(c); disk != "" {
+		return []reconcile.Request{request(namespace, disk)}
+	}
+	return nil
+}
+
+func (r *Reconciler) ofImage(ctx context.Context, obj client.Object) []reconcile.Request {
+	kind := v1alpha2.VirtualImageKind
+	if _, cluster := obj.(*v1alpha2.ClusterVirtualImage); cluster {
+		kind = v1alpha2.ClusterVirtualImageKind
+	}
+	return r.disks(ctx, obj.GetNamespace(), client.MatchingFields{disksByImage: kind + "/" + obj.GetName()})
+}
+
+// ofClass wakes the disks that may wait for a class: a new default, a class that
+// appears or becomes allowed.
+func (r *Reconciler) ofClass(ctx context.Context, _ client.Object) []reconcile.Request {
+	return r.disks(ctx, "", client.MatchingFields{disksByClass: unsettled})
+}
+
+func (r *Reconciler) disks(ctx context.Context, namespace string, fields client.MatchingFields) []reconcile.Request {
+	list := &v1alpha2.VirtualDiskList{}
+	if err := r.Client.List(ctx, list, fields, client.InNamespace(namespace)); err != nil {
+		log.FromContext(ctx).Error(err, "cannot list disks")
+		return nil
+	}
+	var requests []reconcile.Request
+	for i := range list.Items {
+		requests = append(requests, request(list.Items[i].Namespace, list.Items[i].Name))
+	}
+	return requests
+}
+
+func (r *Reconciler) ofMachine(_ context.Context, obj client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, name := range disksOf(obj) {
+		requests = append(requests, request(obj.GetNamespace(), name))
+	}
+	return requests
+}
+
+func (r *Reconciler) ofInstance(ctx context.Context, obj client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, name := range claimsOf(obj) {
+		requests = append(requests, r.ofClaim(ctx, obj.GetNamespace(), name)...)
+	}
+	return requests
+}
+
+func request(namespace, name string) reconcile.Request {
+	return reconcile.Request{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}}
+}
+
+// disksOf are the disks a machine refers to.
+func disksOf(obj client.Object) []string {
+	var names []string
+	for _, ref := range obj.(*v1alpha2.VirtualMachine).Spec.BlockDeviceRefs {
+		if ref.Kind == v1alpha2.DiskDevice {
+			names = append(names, ref.Name)
+		}
+	}
+	return names
+}
+
+// claimsOf are the claims a process holds.
+func claimsOf(obj client.Object) []string {
+	var names []string
+	for _, d := range obj.(*instancev1.Instance).Spec.Machine.Disks {
+		if c := d.Source.PersistentVolumeClaim; c != nil {
+			names = append(names, c.ClaimName)
+		}
+	}
+	return names
+}
+
+func claimRefOf(obj client.Object) []string {
+	ref := obj.(*corev1.PersistentVolume).Spec.ClaimRef
+	if ref == nil {
+		return nil
+	}
+	return []string{ref.Namespace + "/" + ref.Name}
+}
+
+func imageOf(obj client.Object) []string {
+	source := obj.(*v1alpha2.VirtualDisk).Spec.DataSource
+	if source == nil || source.ObjectRef == nil {
+		return nil
+	}
+	return []string{string(source.ObjectRef.Kind) + "/" + source.ObjectRef.Name}
+}
+
+func classOf(obj client.Object) []string {
+	d := obj.(*v1alpha2.VirtualDisk)
+	var keys []string
+	if d.Status.Phase != v1alpha2.DiskReady {
+		keys = append(keys, unsettled)
+	}
+	if d.Status.StorageClassName != "" {
+		keys = append(keys, d.Status.StorageClassName)
+	}
+	return keys
+}
