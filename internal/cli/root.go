@@ -1,0 +1,26 @@
+// Package cli is the d8 command: the composition of its verbs, each in a package of
+// its own below this one. Nothing is done here.
+package cli
+
+import (
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"orlop.dev/orlop/internal/cli/cluster"
+	"orlop.dev/orlop/internal/version"
+)
+
+// NewRoot makes the command with all verbs.
+func NewRoot(streams genericiooptions.IOStreams) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "d8",
+		Short:         "Virtual machines on Kubernetes",
+		Version:       version.Version(),
+		SilenceErrors: true,
+	}
+	root.SetIn(streams.In)
+	root.SetOut(streams.Out)
+	root.SetErr(streams.ErrOut)
+	root.AddCommand(cluster.New(streams))
+	return root
+}
