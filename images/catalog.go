@@ -10,7 +10,7 @@ var base = Root{
 	Name:    "base",
 	Variant: "minbase",
 	Packages: []string{
-		"ca-certificates", "e2fsprogs", "mount", "qemu-system-x86", "qemu-utils", "seabios", "util-linux", "xfsprogs",
+		"ca-certificates", "e2fsprogs", "grub-pc-bin", "mount", "qemu-system-x86", "qemu-utils", "seabios", "util-linux", "xfsprogs",
 	},
 }
 
