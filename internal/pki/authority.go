@@ -284,6 +284,12 @@ func (a *Authority) Check(pair Pair, leaf Leaf, now time.Time) error {
 // RenewAt returns when the authority should be replaced.
 func (a *Authority) RenewAt() time.Time { return RenewAt(a.certificate) }
 
+// NotBefore is the beginning of the authority's life.
+func (a *Authority) NotBefore() time.Time { return a.certificate.NotBefore }
+
+// NotAfter is the end of the authority's life.
+func (a *Authority) NotAfter() time.Time { return a.certificate.NotAfter }
+
 func keyMatches(certificate *x509.Certificate, key crypto.Signer) error {
 	public, ok := certificate.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(key.Public()) {
