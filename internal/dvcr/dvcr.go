@@ -19,9 +19,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"orlop.dev/orlop/internal/importer"
+	"orlop.dev/orlop/internal/registry/token"
 )
 
 // The bundle that DVCR's certificate is checked with, in the module's namespace.
@@ -35,14 +37,41 @@ const timeout = 15 * time.Second
 
 // The actions a token may allow.
 const (
-	Pull   = "pull"
-	Push   = "push"
-	Delete = "delete"
+	Pull   = token.ActionPull
+	Push   = token.ActionPush
+	Delete = token.ActionDelete
 )
 
 // Tokens mints bearer tokens for one repository.
 type Tokens interface {
 	Token(ctx context.Context, repository string, actions ...string) (string, error)
+}
+
+// The Secret, in the module's namespace, that holds the key tokens are signed with.
+const (
+	tokenSecret = "dvcr-token"
+	tokenKey    = "token.key"
+)
+
+// SecretTokens signs with the key in the Secret of the module. The Secret is read
+// each time: tokens are rare, and a replaced key is in force at once.
+type SecretTokens struct {
+	Reader    client.Reader
+	Namespace string
+	Clock     clock.PassiveClock
+}
+
+// Token mints a token that lives as long as a pod may run.
+func (s *SecretTokens) Token(ctx context.Context, repository string, actions ...string) (string, error) {
+	secret := &corev1.Secret{}
+	if err := s.Reader.Get(ctx, types.NamespacedName{Namespace: s.Namespace, Name: tokenSecret}, secret); err != nil {
+		return "", fmt.Errorf("read Secret %s/%s: %w", s.Namespace, tokenSecret, err)
+	}
+	authority, err := token.LoadAuthority(secret.Data[tokenKey])
+	if err != nil {
+		return "", fmt.Errorf("read Secret %s/%s: %w", s.Namespace, tokenSecret, err)
+	}
+	return authority.Mint(repository, actions, s.Clock.Now(), token.Lifetime)
 }
 
 // Access grants and uses rights on repositories.
@@ -65,11 +94,11 @@ func (a *Access) Grant(ctx context.Context, repository, suffix string, actions .
 	if err != nil {
 		return importer.Repository{}, err
 	}
-	token, err := a.Tokens.Token(ctx, repository, actions...)
+	signed, err := a.Tokens.Token(ctx, repository, actions...)
 	if err != nil {
 		return importer.Repository{}, fmt.Errorf("mint token for %s: %w", repository, err)
 	}
-	return importer.Repository{Reference: a.Host + "/" + repository + suffix, Token: token, CABundle: ca}, nil
+	return importer.Repository{Reference: a.Host + "/" + repository + suffix, Token: signed, CABundle: ca}, nil
 }
 
 // Remove deletes the manifest behind a tag; its blobs go with the next garbage collection.
@@ -107,7 +136,7 @@ func (a *Access) Remove(ctx context.Context, repository, tag string) error {
 	return fmt.Errorf("delete %s@%s: the registry answered %s", repository, digest, gone.Status)
 }
 
-func (a *Access) request(ctx context.Context, web *http.Client, method, repository, reference, token string) (*http.Response, error) {
+func (a *Access) request(ctx context.Context, web *http.Client, method, repository, reference, bearer string) (*http.Response, error) {
 	address := a.Address
 	if address == "" {
 		address = a.Host
@@ -117,7 +146,7 @@ func (a *Access) request(ctx context.Context, web *http.Client, method, reposito
 		return nil, err
 	}
 	r.Host = a.Host
-	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Authorization", "Bearer "+bearer)
 	for _, accept := range []string{"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"} {
 		r.Header.Add("Accept", accept)
 	}
