@@ -300,6 +300,17 @@ func (c *terminal) send(line string) {
 	}
 }
 
+// prompt waits for the tiny guest's shell. What the guest printed before the console
+// was open is gone, so it is asked again and again.
+func (c *terminal) prompt(patience time.Duration) {
+	c.t.Helper()
+	eventually(c.t, patience, "the guest's shell answers", func() bool {
+		c.send("")
+		time.Sleep(200 * time.Millisecond)
+		return strings.Contains(c.text(), "tiny:/# ")
+	})
+}
+
 // expect waits for output that matches, from the last match on.
 func (c *terminal) expect(patience time.Duration, pattern string) string {
 	c.t.Helper()

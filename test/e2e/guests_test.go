@@ -79,8 +79,7 @@ func TestStory07Memory(t *testing.T) {
 		t.Run(size, func(t *testing.T) {
 			reaches(t, long, ns, "vm/"+name, ".status.phase", "Running")
 			console := open(t, ns, name)
-			console.send("")
-			console.expect(soon, `network up|[#$] `)
+			console.prompt(soon)
 			console.send("touch-memory; echo touched=$?")
 			console.expect(long, `touched=0`)
 			if phase := field(t, ns, "vm/"+name, ".status.phase"); phase != "Running" {

@@ -32,9 +32,8 @@ func TestStory02PowerOffInTheGuest(t *testing.T) {
 			reaches(t, long, ns, "vm/"+name, ".status.phase", "Running")
 			first := field(t, ns, "vm/"+name, ".status.instance.name")
 			console := open(t, ns, name)
-			console.send("")
-			console.expect(soon, `network up|[#$] `)
-			console.send("poweroff -f")
+			console.prompt(soon)
+			console.send("poweroff")
 			if !back {
 				reaches(t, soon, ns, "vm/"+name, ".status.phase", "Stopped")
 				time.Sleep(3 * time.Second) // long enough for a wrong start to show

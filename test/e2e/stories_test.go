@@ -37,7 +37,7 @@ func TestStory01FirstMachine(t *testing.T) {
 		t.Errorf("machine has %q, its pod %q", address, pod)
 	}
 	console := open(t, ns, "linux")
-	console.expect(soon, `orlop-tiny: network up`)
+	console.prompt(soon)
 
 	t.Run("a command in the console", func(t *testing.T) {
 		console.send("echo sum=$((40+2))")
@@ -51,7 +51,7 @@ func TestStory01FirstMachine(t *testing.T) {
 	t.Run("nothing in the pod is privileged", func(t *testing.T) { unprivileged(t, ns) })
 	t.Run("a guest reboot stays inside its QEMU", func(t *testing.T) {
 		before := field(t, ns, "vm/linux", ".status.instance.name")
-		console.send("reboot -f")
+		console.send("reboot")
 		console.expect(soon, `orlop-tiny: userspace up`)
 		if after := field(t, ns, "vm/linux", ".status.instance.name"); after != before {
 			t.Errorf("instance changed from %s to %s", before, after)
