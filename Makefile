@@ -113,11 +113,11 @@ test-qemu: guests ## test against a real QEMU with a tiny guest
 
 .PHONY: e2e
 e2e: deps build images guests ## test user stories on an embedded cluster of its own
-	$(TEST) -timeout 40m -count=1 ./test/e2e/...
+	$(TEST) -tags e2e -timeout 40m -count=1 -v ./test/e2e/...
 
 .PHONY: bench-start
-bench-start: deps build images guests ## measure the start of a guest against QEMU alone
-	$(TEST) -timeout 20m -count=1 -run '^$$' -bench '^BenchmarkStart$$' ./test/e2e/...
+bench-start: up guests ## measure the start of a guest against QEMU alone
+	$(GO) run ./test/bench/start
 
 .PHONY: lint
 lint: check-go ## run the linters
