@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,4 +42,21 @@ func UserData(secret *corev1.Secret) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("secret %s has no key userData", secret.Name)
+}
+
+// UserDataWarning says what is odd about cloud-init data, or nothing. The guest
+// decides what it makes of it, so this never stops a start.
+func UserDataWarning(data []byte) string {
+	line, _, _ := strings.Cut(string(data), "\n")
+	line = strings.TrimSpace(line)
+	for _, known := range []string{"#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "#upstart-job",
+		"## template: jinja", "Content-Type:", "MIME-Version:"} {
+		if strings.HasPrefix(line, known) {
+			return ""
+		}
+	}
+	if strings.HasPrefix(string(data), "\x1f\x8b") {
+		return "" // gzip
+	}
+	return fmt.Sprintf("The first line of the cloud-init data is %.40q, which cloud-init does not know; it should be #cloud-config or a script", line)
 }

@@ -13,9 +13,9 @@ import (
 )
 
 // FindSizingPolicy returns the policy whose range holds the number of cores, or nil.
-func FindSizingPolicy(class *v1alpha2.VirtualMachineClass, cores int32) *v1alpha2.SizingPolicy {
-	for i := range class.Spec.SizingPolicies {
-		p := &class.Spec.SizingPolicies[i]
+func FindSizingPolicy(class *v1alpha2.VirtualMachineClassSpec, cores int32) *v1alpha2.SizingPolicy {
+	for i := range class.SizingPolicies {
+		p := &class.SizingPolicies[i]
 		if p.Cores != nil && p.Cores.Min <= int(cores) && int(cores) <= p.Cores.Max {
 			return p
 		}
@@ -28,9 +28,9 @@ func DefaultCoreFraction(class *v1alpha2.VirtualMachineClass, cores int32) (stri
 	if len(class.Spec.SizingPolicies) == 0 {
 		return "100%", nil
 	}
-	p := FindSizingPolicy(class, cores)
+	p := FindSizingPolicy(&class.Spec, cores)
 	if p == nil {
-		return "", fmt.Errorf("%d cores are in no range of the sizing policies of class %s (%s)", cores, class.Name, ranges(class))
+		return "", fmt.Errorf("%d cores are in no range of the sizing policies of class %s (%s)", cores, class.Name, ranges(&class.Spec))
 	}
 	if d := p.DefaultCoreFraction; d != nil {
 		if d.Type == intstr.String {
@@ -64,8 +64,8 @@ func CoreFraction(share string) (int64, error) {
 
 // SizeProblems lists every way in which a machine's size breaks the policies of its
 // class; none means that it fits.
-func SizeProblems(spec *v1alpha2.VirtualMachineSpec, class *v1alpha2.VirtualMachineClass) []string {
-	if len(class.Spec.SizingPolicies) == 0 {
+func SizeProblems(spec *v1alpha2.VirtualMachineSpec, class *v1alpha2.VirtualMachineClassSpec) []string {
+	if len(class.SizingPolicies) == 0 {
 		return nil
 	}
 	p := FindSizingPolicy(class, spec.CPU.Cores)
@@ -139,9 +139,9 @@ func grid(what string, size resource.Quantity, r v1alpha2.MemoryMinMax, step *re
 		what, size.String(), lower.String(), upper.String())}
 }
 
-func ranges(class *v1alpha2.VirtualMachineClass) string {
+func ranges(class *v1alpha2.VirtualMachineClassSpec) string {
 	var all []string
-	for _, p := range class.Spec.SizingPolicies {
+	for _, p := range class.SizingPolicies {
 		if p.Cores != nil {
 			all = append(all, fmt.Sprintf("%d–%d", p.Cores.Min, p.Cores.Max))
 		}

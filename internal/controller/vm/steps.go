@@ -1,0 +1,236 @@
+package vm
+
+import (
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
+	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
+	"orlop.dev/orlop/internal/steps"
+)
+
+// all are the steps of this controller. Their order does not matter.
+var all = []steps.Step[*world]{
+	{Condition: v1alpha2.MachineConditionVirtualMachineClassReady, Decide: class},
+	{Condition: v1alpha2.MachineConditionSizingPolicyMatched, Decide: sizing},
+	{Condition: v1alpha2.MachineConditionVirtualMachineIPAddressReady, Decide: address},
+	{Condition: v1alpha2.MachineConditionBlockDevicesReady, Decide: blockDevices},
+	{Condition: v1alpha2.MachineConditionProvisioningReady, Decide: provisioning},
+	{Condition: v1alpha2.MachineConditionRunning, Decide: running},
+	{Condition: v1alpha2.MachineConditionConfigurationApplied, Decide: configuration},
+	{Condition: v1alpha2.MachineConditionAwaitingRestartToApplyConfiguration, Decide: awaitingRestart},
+	{Condition: v1alpha2.MachineConditionMigratable, Decide: migratable},
+	{Decide: instance},
+	{Decide: pod},
+	{Decide: diskRelease},
+	{Decide: strays},
+	{Decide: finalizer},
+}
+
+func class(w *world) (steps.Outcome, steps.Act) {
+	name := w.vm.Spec.VirtualMachineClassName
+	switch {
+	case w.class == nil:
+		return steps.Failed(v1alpha2.MachineReasonVirtualMachineClassNotReady, "VirtualMachineClass %s does not exist", name), nil
+	case w.class.DeletionTimestamp != nil:
+		return steps.Failed(v1alpha2.MachineReasonVirtualMachineClassNotReady, "VirtualMachineClass %s is being deleted", name), nil
+	case !w.classReady():
+		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineClassNotReady, "VirtualMachineClass %s is not ready", name), nil
+	}
+	return steps.Done(v1alpha2.MachineReasonVirtualMachineClassReady, ""), nil
+}
+
+// sizing shows a condition only in the bad state.
+func sizing(w *world) (steps.Outcome, steps.Act) {
+	problems := w.sizeProblems()
+	if len(problems) == 0 {
+		return steps.Absent(), nil
+	}
+	return steps.Failed(v1alpha2.MachineReasonSizingPolicyNotMatched, "The size does not fit VirtualMachineClass %s: %s",
+		w.class.Name, strings.Join(problems, "; ")), nil
+}
+
+func address(w *world) (steps.Outcome, steps.Act) {
+	name := w.addressName()
+	switch {
+	case w.address == nil && w.vm.Spec.VirtualMachineIPAddressName != "":
+		return steps.Failed(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s does not exist", name), nil
+	case w.address == nil:
+		o := steps.Waiting(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s is being created", name)
+		if w.deleting() {
+			return o, nil
+		}
+		return o, steps.Create{Object: autoAddress(w.vm, name)}
+	case w.addressTaken():
+		return steps.Failed(v1alpha2.MachineReasonVirtualMachineIPAddressNotAvailable,
+			"VirtualMachineIPAddress %s is used by VirtualMachine %s", name, w.address.Status.VirtualMachineName), nil
+	case !w.addressReady():
+		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s has no address yet", name), nil
+	}
+	return steps.Done(v1alpha2.MachineReasonVirtualMachineIPAddressReady, ""), nil
+}
+
+func autoAddress(vm *v1alpha2.VirtualMachine, name string) *v1alpha2.VirtualMachineIPAddress {
+	return &v1alpha2.VirtualMachineIPAddress{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: vm.Namespace,
+			Labels:          map[string]string{v1alpha2.LabelVirtualMachineUID: string(vm.UID)},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, v1alpha2.GroupVersion.WithKind(v1alpha2.VirtualMachineKind))},
+		},
+		Spec: v1alpha2.VirtualMachineIPAddressSpec{Type: v1alpha2.VirtualMachineIPAddressAuto},
+	}
+}
+
+// blockDevices takes hold of the disks once all of them can be used and a start is
+// wanted; a machine that is off keeps nobody from a disk.
+func blockDevices(w *world) (steps.Outcome, steps.Act) {
+	wanted := w.wantsOn(policy.RememberPower(w.vm.Spec.RunPolicy, w.record.Power))
+	binding := ""
+	for _, d := range w.disks {
+		switch {
+		case d.ref.Kind != v1alpha2.DiskDevice:
+			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "%s %s cannot be attached: only VirtualDisk is supported in this release",
+				d.ref.Kind, d.ref.Name), nil
+		case d.object == nil:
+			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "%s %s does not exist", d.ref.Kind, d.ref.Name), nil
+		case !w.holds(d.object) && !d.free():
+			holder, _ := policy.DiskHolder(d.object)
+			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "VirtualDisk %s is used by VirtualMachine %s: stop it or detach the disk there",
+				d.ref.Name, holder), nil
+		case w.live():
+			// What the running process was given does not become less ready by what
+			// happens to the objects.
+			continue
+		case !w.usable(d):
+			return steps.Waiting(v1alpha2.MachineReasonBlockDevicesNotReady, "VirtualDisk %s is not ready: %s", d.ref.Name, diskState(d)), nil
+		case policy.UseOf(d.object, d.claim) == policy.DiskBindable:
+			binding = d.ref.Name
+		}
+	}
+	var act steps.Act
+	if wanted && !w.live() {
+		act = w.hold()
+	}
+	if binding != "" {
+		return steps.Waiting(v1alpha2.MachineReasonWaitingForWaitForFirstConsumerBlockDevicesToBeReady,
+			"VirtualDisk %s is filled once the machine is placed on a node", binding), act
+	}
+	return steps.Done(v1alpha2.MachineReasonBlockDevicesReady, ""), act
+}
+
+func diskState(d disk) string {
+	if d.object.DeletionTimestamp != nil {
+		return "it is being deleted"
+	}
+	for _, c := range d.object.Status.Conditions {
+		if c.Type == v1alpha2.DiskConditionReady && c.Status != metav1.ConditionTrue && c.Message != "" {
+			return c.Message
+		}
+	}
+	if d.object.Status.Phase == "" {
+		return "its phase is Pending"
+	}
+	return "its phase is " + string(d.object.Status.Phase)
+}
+
+// provisioning makes the first-boot Secret of a process whose pod has not started yet.
+func provisioning(w *world) (steps.Outcome, steps.Act) {
+	p := w.vm.Spec.Provisioning
+	if p == nil {
+		return steps.Done(v1alpha2.MachineReasonProvisioningReady, ""), nil
+	}
+	var act steps.Act
+	if w.live() && !w.mustEnd() && w.instance != nil && w.instance.Spec.FirstBoot != nil && !w.firstBootExists && w.userDataProblem == "" {
+		act = steps.Create{Object: plan.FirstBootSecret(w.vm, w.instance, w.userData)}
+	}
+	if w.userDataProblem != "" {
+		return steps.Failed(v1alpha2.MachineReasonProvisioningNotReady, "%s", w.userDataProblem), act
+	}
+	if warning := plan.UserDataWarning(w.userData); warning != "" {
+		return steps.Done(v1alpha2.MachineReasonProvisioningReadyWithWarnings, "%s", warning), act
+	}
+	return steps.Done(v1alpha2.MachineReasonProvisioningReady, ""), act
+}
+
+// configuration exists only while a process runs.
+func configuration(w *world) (steps.Outcome, steps.Act) {
+	if !w.live() || w.running == nil {
+		return steps.Absent(), nil
+	}
+	if n := len(w.changes()); n > 0 {
+		return steps.Waiting(v1alpha2.MachineReasonConfigurationNotApplied, "%d changes wait for a restart", n), nil
+	}
+	return steps.Done(v1alpha2.MachineReasonConfigurationApplied, ""), nil
+}
+
+// awaitingRestart is True in the bad state.
+func awaitingRestart(w *world) (steps.Outcome, steps.Act) {
+	changes := w.changes()
+	if len(changes) == 0 {
+		return steps.Absent(), nil
+	}
+	paths := make([]string, len(changes))
+	for i, c := range changes {
+		paths[i] = c.Path
+	}
+	return steps.Waiting(v1alpha2.MachineReasonChangesPendingRestart, "Restart the machine to apply changes of %s",
+		strings.Join(paths, ", ")).As(metav1.ConditionTrue), nil
+}
+
+// migratable tells the truth until live migration is built.
+func migratable(*world) (steps.Outcome, steps.Act) {
+	return steps.Done(v1alpha2.MachineReasonVirtualMachineNonMigratable, "Live migration is not available in this release").
+		As(metav1.ConditionFalse), nil
+}
+
+// diskRelease lets go of disks that no process of this machine can be using: all of
+// them once nothing is left and no start is wanted, else those no longer listed.
+func diskRelease(w *world) (steps.Outcome, steps.Act) {
+	if w.live() || !w.gone() {
+		return steps.Outcome{}, nil
+	}
+	wanted := w.wantsOn(w.record.Power)
+	var drop []*v1alpha2.VirtualDisk
+	for _, d := range w.held {
+		if !wanted || !w.lists(d.Name) {
+			drop = append(drop, d)
+		}
+	}
+	if len(drop) == 0 {
+		return steps.Outcome{}, nil
+	}
+	return steps.Outcome{}, w.act.release(drop)
+}
+
+func (w *world) lists(disk string) bool {
+	for _, d := range w.disks {
+		if d.ref.Kind == v1alpha2.DiskDevice && d.ref.Name == disk {
+			return true
+		}
+	}
+	return false
+}
+
+// strays removes what an earlier pass may have made under another name; none of it
+// was ever given to a node, for that needs the recorded name.
+func strays(w *world) (steps.Outcome, steps.Act) {
+	for _, i := range w.strayInstances {
+		if i.Spec.NodeName == "" || i.Status.Exit != nil {
+			return steps.Outcome{}, steps.Delete{Object: i, Finalizer: v1alpha2.FinalizerPodProtection}
+		}
+	}
+	for _, p := range w.strayPods {
+		return steps.Outcome{}, steps.Delete{Object: p, Finalizer: v1alpha2.FinalizerPodProtection}
+	}
+	return steps.Outcome{}, nil
+}
+
+// finalizer lets a deleted machine go when nothing of it is left.
+func finalizer(w *world) (steps.Outcome, steps.Act) {
+	if !w.deleting() || w.live() || !w.gone() || len(w.held)+len(w.strayInstances)+len(w.strayPods) > 0 {
+		return steps.Outcome{}, nil
+	}
+	return steps.Outcome{}, steps.Release{Object: w.vm, Finalizer: v1alpha2.FinalizerVirtualMachineCleanup}
+}

@@ -1,0 +1,245 @@
+package vm
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
+	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
+)
+
+// world is everything one pass knows. What does not exist is nil.
+type world struct {
+	now time.Time
+	vm  *v1alpha2.VirtualMachine
+	// record is vm.Status.Instance as it was read, zero if there is none.
+	record v1alpha2.InstanceRecord
+
+	class      *v1alpha2.VirtualMachineClass
+	address    *v1alpha2.VirtualMachineIPAddress
+	disks      []disk
+	held       []*v1alpha2.VirtualDisk // all disks this machine holds
+	operations []v1alpha2.VirtualMachineOperation
+
+	// userData is the first-boot text; userDataProblem says why there is none.
+	userData        []byte
+	userDataProblem string
+	firstBootExists bool
+
+	instance *v1alpha1.Instance
+	pod      *corev1.Pod
+	// node is the one the pod is (or was) bound to.
+	node *corev1.Node
+	// strays are objects of this machine under other names than the recorded one.
+	strayInstances []*v1alpha1.Instance
+	strayPods      []*corev1.Pod
+
+	// running and runningClass are the specifications the present instance was made from.
+	running      *v1alpha2.VirtualMachineSpec
+	runningClass *v1alpha2.VirtualMachineClassSpec
+
+	cidrs          []netip.Prefix
+	allowEmulation bool
+	platform       Platform
+
+	// act is what named calls need; it is not looked at by decisions.
+	act *actor
+}
+
+// Platform is what the controller is told about the installation.
+type Platform struct {
+	LauncherImage string
+	ClusterDNS    []string
+	ClusterDomain string
+}
+
+// disk is one entry of spec.blockDeviceRefs and what was found for it.
+type disk struct {
+	ref    v1alpha2.BlockDeviceSpecRef
+	object *v1alpha2.VirtualDisk
+	claim  *corev1.PersistentVolumeClaim
+	// holderGone is true if the machine that holds the disk no longer exists and
+	// neither does an instance of it.
+	holderGone bool
+}
+
+func (w *world) deleting() bool { return w.vm.DeletionTimestamp != nil }
+
+// wantsOn is the intent, given what has been asked for.
+func (w *world) wantsOn(asked v1alpha2.InstancePower) bool {
+	return !w.deleting() && policy.WantsOn(w.vm.Spec.RunPolicy, asked)
+}
+
+// live is true while the recorded process may exist.
+func (w *world) live() bool { return w.record.Name != "" && w.record.Exit == "" }
+
+// gone is true when nothing is left of the recorded process.
+func (w *world) gone() bool { return w.instance == nil && w.pod == nil }
+
+// signalled is the accepted stop or restart of the recorded process, if any.
+func (w *world) signalled() *v1alpha2.InstanceSignal {
+	s := w.record.Signal
+	if s == nil || s.Counter != w.record.Counter || s.Type == v1alpha2.OperationStart {
+		return nil
+	}
+	return s
+}
+
+// mustEnd is true when the recorded process has to go, for whatever reason.
+func (w *world) mustEnd() bool {
+	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost()
+}
+
+// instanceLost is true when somebody tore the Instance away from its pod. It is not
+// made again: whoever runs in that pod has to end first.
+func (w *world) instanceLost() bool { return w.record.PodUID != "" && w.instance == nil }
+
+// podLost is true when the one pod of the process no longer exists.
+func (w *world) podLost() bool {
+	return w.record.PodUID != "" && (w.pod == nil || w.pod.UID != w.record.PodUID)
+}
+
+// wantedPower is how far the process has to be taken down.
+func (w *world) wantedPower() v1alpha1.PowerState {
+	switch s := w.signalled(); {
+	case !w.mustEnd():
+		return v1alpha1.PowerOn
+	case s != nil && s.Force:
+		return v1alpha1.PowerKill
+	default:
+		return v1alpha1.PowerOff
+	}
+}
+
+// canStart is true when everything a new process depends on is there.
+func (w *world) canStart() bool {
+	return w.classReady() && w.addressReady() && w.disksReady() && w.userDataProblem == "" && len(w.sizeProblems()) == 0
+}
+
+func (w *world) classReady() bool {
+	return w.class != nil && w.class.DeletionTimestamp == nil && w.class.Status.Phase == v1alpha2.VirtualMachineClassReady
+}
+
+func (w *world) addressReady() bool {
+	a := w.address
+	if a == nil || a.Status.Address == "" || a.DeletionTimestamp != nil || w.addressTaken() {
+		return false
+	}
+	return a.Status.Phase == v1alpha2.VirtualMachineIPAddressBound || a.Status.Phase == v1alpha2.VirtualMachineIPAddressAttached
+}
+
+func (w *world) addressTaken() bool {
+	user := w.address.Status.VirtualMachineName
+	return user != "" && user != w.vm.Name
+}
+
+// addressName is the claim in use: the one the user named or the one made for the machine.
+func (w *world) addressName() string {
+	if name := w.vm.Spec.VirtualMachineIPAddressName; name != "" {
+		return name
+	}
+	return plan.AddressName(w.vm.Name, w.vm.UID)
+}
+
+// disksReady is true when every disk is usable or bindable and held by this machine.
+func (w *world) disksReady() bool {
+	return !slices.ContainsFunc(w.disks, func(d disk) bool {
+		return !w.usable(d) || !w.holds(d.object)
+	})
+}
+
+func (w *world) usable(d disk) bool {
+	return d.object != nil && policy.UseOf(d.object, d.claim) != policy.DiskUnusable
+}
+
+func (w *world) holds(d *v1alpha2.VirtualDisk) bool {
+	_, uid := policy.DiskHolder(d)
+	return uid == w.vm.UID
+}
+
+// free is true for a disk this machine may take.
+func (d disk) free() bool {
+	name, _ := policy.DiskHolder(d.object)
+	return name == "" || d.holderGone
+}
+
+func (w *world) sizeProblems() []string {
+	if w.class == nil {
+		return nil
+	}
+	return policy.SizeProblems(&w.vm.Spec, &w.class.Spec)
+}
+
+// changes are the differences that wait for a restart of the running process.
+func (w *world) changes() []v1alpha2.RestartAwaitingChange {
+	if !w.live() || w.running == nil {
+		return nil
+	}
+	all := policy.RestartChanges(w.running, &w.vm.Spec)
+	if w.runningClass != nil && w.class != nil && w.vm.Spec.VirtualMachineClassName == w.running.VirtualMachineClassName {
+		all = append(all, policy.ClassRestartChanges(w.runningClass, &w.class.Spec)...)
+	}
+	return all
+}
+
+func (w *world) automaticRestart() bool {
+	d := w.vm.Spec.Disruptions
+	return d != nil && d.RestartApprovalMode == v1alpha2.RestartAutomatic
+}
+
+// operation is the newest accepted stop, start or restart.
+func (w *world) operation() *v1alpha2.VirtualMachineOperation {
+	var newest *v1alpha2.VirtualMachineOperation
+	for i := range w.operations {
+		o := &w.operations[i]
+		if o.Status.Phase != v1alpha2.OperationInProgress || o.DeletionTimestamp != nil {
+			continue
+		}
+		switch o.Spec.Type {
+		case v1alpha2.OperationStart, v1alpha2.OperationStop, v1alpha2.OperationRestart:
+		default:
+			continue
+		}
+		if newest == nil || newest.CreationTimestamp.Before(&o.CreationTimestamp) ||
+			(newest.CreationTimestamp.Equal(&o.CreationTimestamp) && newest.UID < o.UID) {
+			newest = o
+		}
+	}
+	return newest
+}
+
+// launch gathers what the plan of a new process needs.
+func (w *world) launch() plan.Launch {
+	l := plan.Launch{VM: w.vm, Class: w.class, Name: w.record.Name, Network: w.network(),
+		LauncherImage: w.platform.LauncherImage, AllowEmulation: w.allowEmulation}
+	for _, d := range w.disks {
+		mode := string(corev1.PersistentVolumeFilesystem)
+		if m := ptr.Deref(d.claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem); m != "" {
+			mode = string(m)
+		}
+		l.Disks = append(l.Disks, plan.LaunchDisk{Ref: d.ref, UID: d.object.UID, ClaimName: d.claim.Name, Mode: mode})
+	}
+	return l
+}
+
+func (w *world) network() v1alpha1.Network {
+	n := v1alpha1.Network{AddressSource: v1alpha1.AddressFromLease, Address: w.address.Status.Address,
+		Nameservers: w.platform.ClusterDNS}
+	if a, err := netip.ParseAddr(n.Address); err == nil {
+		for _, prefix := range w.cidrs {
+			if prefix.Contains(a) {
+				n.CIDR = prefix.String()
+			}
+		}
+	}
+	if domain := w.platform.ClusterDomain; domain != "" {
+		n.SearchDomains = []string{w.vm.Namespace + ".svc." + domain, "svc." + domain, domain}
+	}
+	return n
+}
