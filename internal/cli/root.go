@@ -17,6 +17,7 @@ func NewRoot(streams genericiooptions.IOStreams) *cobra.Command {
 		Short:         "Virtual machines on Kubernetes",
 		Version:       version.Version(),
 		SilenceErrors: true,
+		SilenceUsage:  true,
 	}
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)

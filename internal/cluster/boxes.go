@@ -105,7 +105,7 @@ func (c *Cluster) prepareControl() (*box.Spec, error) {
 	if err := files.write(); err != nil {
 		return nil, err
 	}
-	api := "tcp:" + netip.AddrPortFrom(plan.control(), apiPort).String()
+	api := "https:" + netip.AddrPortFrom(plan.control(), apiPort).String() + "/readyz"
 	spec.Components = []box.Component{
 		{Name: "etcd", Argv: etcdArgs(name)},
 		{Name: "kube-apiserver", Argv: apiserverArgs(plan), After: "tcp:127.0.0.1:2379"},
@@ -141,7 +141,7 @@ func (c *Cluster) prepareNode(n int) (*box.Spec, error) {
 	}
 	config := nodeConfig{
 		Name: name, Address: address, Pods: plan.podsOf(n), Plan: plan, MTU: c.mtu, Cgroup: boxCgroup(c.name, name), Server: c.server(),
-		Pause: imageRef("pause"), Reserved: share(c.machine, c.state.Nodes, c.state.NodeCPUs),
+		Pause: c.imageRef("pause"), Reserved: share(c.machine, c.state.Nodes, c.state.NodeCPUs),
 		RestrictOOM: !mayLowerOOMScore(), Leased: slices.Contains(plugins, "vm-ipam"),
 	}
 	if err := addNodeFiles(files, config, pki.cluster.pem); err != nil {
@@ -316,9 +316,6 @@ func (f *fileSet) write() error {
 		path := f.path(name)
 		if now, err := os.ReadFile(path); err == nil && string(now) == string(text) {
 			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("create directory of %s: %w", path, err)
 		}
 		if err := writeFile(path, text, 0o600); err != nil {
 			return err

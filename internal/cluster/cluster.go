@@ -69,6 +69,8 @@ type Cluster struct {
 	progress progress
 	now      func() time.Time
 	digests  map[string]string // of binaries, for revisions
+
+	references map[string]string // of images, by name
 }
 
 // Open finds a cluster.

@@ -30,8 +30,28 @@ const (
 	snapshotter = "overlayfs"
 )
 
-// imageRef is the reference of one of our images in an embedded cluster.
-func imageRef(name string) string { return "orlop.internal/" + name + ":" + version.Version() }
+// findReferences learns the references of our images from the layouts at hand, which
+// may be of another build than this program. An image without a layout gets the
+// reference it would have.
+func (c *Cluster) findReferences() error {
+	layouts, err := readLayouts(c.images)
+	if err != nil {
+		return err
+	}
+	c.references = map[string]string{}
+	for _, image := range layouts {
+		c.references[filepath.Base(image.dir)] = image.name
+	}
+	return nil
+}
+
+// imageRef is the reference of one of our images in this cluster.
+func (c *Cluster) imageRef(name string) string {
+	if reference := c.references[name]; reference != "" {
+		return reference
+	}
+	return "orlop.internal/" + name + ":" + version.Version()
+}
 
 // layoutImage is one image of a directory with an OCI layout.
 type layoutImage struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"text/template"
 	"time"
 
@@ -33,10 +34,12 @@ type manifestData struct {
 	Version       string
 	ClusterDNS    string
 	ClusterDomain string
+
+	imageRef func(name string) string
 }
 
 // Image is the reference of one of our images.
-func (manifestData) Image(name string) string { return imageRef(name) }
+func (d manifestData) Image(name string) string { return d.imageRef(name) }
 
 // manifests renders all objects in the order in which they are applied.
 func manifests(data manifestData) ([]*unstructured.Unstructured, error) {
@@ -73,12 +76,25 @@ func manifests(data manifestData) ([]*unstructured.Unstructured, error) {
 			}
 		}
 	}
+	// Whatever their files are called, definitions come before objects of their kinds.
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int {
+		return rank(a) - rank(b)
+	})
 	return objects, nil
+}
+
+func rank(object *unstructured.Unstructured) int {
+	switch object.GetKind() {
+	case "CustomResourceDefinition", "Namespace", "PriorityClass":
+		return 0
+	default:
+		return 1
+	}
 }
 
 // applyManifests brings the cluster's own objects up to date.
 func (c *Cluster) applyManifests(ctx context.Context, kube client.Client) (int, error) {
-	objects, err := manifests(manifestData{Version: version.Version(), ClusterDNS: c.state.Addresses.DNS.String(), ClusterDomain: clusterDomain})
+	objects, err := manifests(manifestData{Version: version.Version(), ClusterDNS: c.state.Addresses.DNS.String(), ClusterDomain: clusterDomain, imageRef: c.imageRef})
 	if err != nil {
 		return 0, err
 	}

@@ -49,6 +49,7 @@ func readState(dir string) (*state, error) {
 		return nil, fmt.Errorf("read cluster state: %w", err)
 	}
 	s := &state{}
+	s.Boxes = map[string]processRef{}
 	if err := json.Unmarshal(text, s); err != nil {
 		return nil, fmt.Errorf("decode %s: %w", stateFile(dir), err)
 	}
@@ -66,6 +67,9 @@ func (s *state) write(dir string) error {
 // writeFile replaces a file atomically and durably: after a power cut it has the old
 // or the new content.
 func writeFile(path string, text []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
 	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

@@ -114,6 +114,9 @@ func (c *Cluster) prepareHost(ctx context.Context) error {
 	if err := c.installBinaries(); err != nil {
 		return err
 	}
+	if err := c.findReferences(); err != nil {
+		return err
+	}
 	loadModules(ctx)
 	if err := useSysctls(c.dir); err != nil {
 		return err

@@ -47,7 +47,6 @@ func New(streams genericiooptions.IOStreams) *cobra.Command {
 		Long: `Run a real Kubernetes cluster on this machine: a control plane and any number of
 nodes, each in namespaces of its own. Everything of a cluster is in one directory
 and goes away with "d8 cluster down". All commands need root.`,
-		SilenceUsage: true,
 	}
 	flags := command.PersistentFlags()
 	flags.StringVar(&s.name, "name", cluster.DefaultName, "name of the cluster, at most 10 characters")

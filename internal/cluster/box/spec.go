@@ -60,7 +60,8 @@ type Spec struct {
 type Component struct {
 	Name string   `json:"name"`
 	Argv []string `json:"argv"`
-	// After is what must answer before the process starts: "unix:<path>" or "tcp:<host:port>".
+	// After is what must answer before the process starts: "unix:<path>", "tcp:<host:port>"
+	// or "https:<host:port/path>".
 	// Waiting is only a courtesy that saves a crash and its back-off; after a minute the
 	// process starts anyway and says itself what it misses.
 	After string `json:"after,omitempty"`

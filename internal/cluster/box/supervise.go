@@ -2,10 +2,12 @@ package box
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -149,18 +151,11 @@ func (s *supervisor) await(ctx context.Context, p *process) {
 		return
 	}
 	p.waiting = true
-	network, address, _ := strings.Cut(p.After, ":")
-	ready := s.ready
+	after, ready := p.After, s.ready
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		dialer := net.Dialer{Timeout: time.Second}
-		for ctx.Err() == nil {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err == nil {
-				_ = conn.Close()
-				break
-			}
+		for ctx.Err() == nil && !answers(ctx, after) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(50 * time.Millisecond):
@@ -168,6 +163,33 @@ func (s *supervisor) await(ctx context.Context, p *process) {
 		}
 		ready <- p
 	}()
+}
+
+// answers says whether the thing a component starts after is there.
+func answers(ctx context.Context, after string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	network, address, _ := strings.Cut(after, ":")
+	if network != "https" {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return false
+		}
+		return conn.Close() == nil
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address, http.NoBody)
+	if err != nil {
+		return false
+	}
+	// Nothing is believed but that somebody is there; the component checks who.
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // see above
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return false
+	}
+	_ = response.Body.Close()
+	return response.StatusCode == http.StatusOK
 }
 
 // startDue starts what is due and returns how long until the next start.
