@@ -31,6 +31,15 @@ func NewNamespace(f *os.File) (*Namespace, error) {
 	return &Namespace{file: f}, nil
 }
 
+// Copy returns a second descriptor of the namespace.
+func (n *Namespace) Copy() (*Namespace, error) {
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("copy network namespace: %w", err)
+	}
+	return &Namespace{file: os.NewFile(uintptr(fd), n.file.Name())}, nil
+}
+
 // Close releases the namespace.
 func (n *Namespace) Close() error { return n.file.Close() }
 

@@ -98,6 +98,13 @@ func newWorld(t *testing.T) *world {
 	}
 	w.tap = tap
 	t.Cleanup(func() { _ = tap.Close() })
+	// The kernel announces a carrier at most once a second.
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(do(t, w.pod, "ip -o link show vm0"), "state UP"); {
+		if time.Now().After(deadline) {
+			t.Fatal("the bridge never gets a carrier")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	return w
 }
 
