@@ -168,7 +168,7 @@ func Usable(address netip.Addr, prefixes []netip.Prefix) bool {
 
 // LeaseName is the name of the lease of an address: ip-10-66-10-14.
 func LeaseName(address netip.Addr) string {
-	return "ip-" + strings.ReplaceAll(address.String(), ".", "-")
+	return leaseNameOf(address.String())
 }
 
 // LeasedAddress reads the address from a lease's name.
@@ -203,3 +203,5 @@ func fromNumber(n uint32) netip.Addr {
 	binary.BigEndian.PutUint32(b[:], n)
 	return netip.AddrFrom4(b)
 }
+
+func leaseNameOf(address string) string { return "ip-" + strings.ReplaceAll(address, ".", "-") }
