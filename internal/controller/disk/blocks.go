@@ -23,13 +23,14 @@ func (w *world) block() *steps.Outcome {
 	if _, err := w.modes(); err != nil {
 		return failed(v1alpha2.DiskReasonStorageClassIsNotReady, "%s", upper(err.Error()))
 	}
-	if w.source != nil && !w.settled() {
+	if w.source != nil && !w.source.ready {
 		switch {
+		case w.settled():
+			return nil // its content is already on its way
 		case !w.source.found:
 			return waiting(v1alpha2.DiskReasonDatasourceIsNotFound, "%s %s does not exist", w.source.kind, w.source.name)
-		case !w.source.ready:
-			return waiting(v1alpha2.DiskReasonDatasourceIsNotReady, "%s %s is not ready", w.source.kind, w.source.name)
 		}
+		return waiting(v1alpha2.DiskReasonDatasourceIsNotReady, "%s %s is not ready", w.source.kind, w.source.name)
 	}
 	size := w.size()
 	switch {

@@ -265,7 +265,7 @@ func pod(w *world) (steps.Outcome, steps.Act) {
 			return steps.Absent(), steps.Delete{Object: p}
 		}
 	}
-	if stage == filling && w.next().Move == attempt.Start && w.prime != nil && w.prime.DeletionTimestamp == nil {
+	if stage == filling && w.next().Move == attempt.Start && w.prime != nil && w.prime.DeletionTimestamp == nil && !w.stolen() {
 		return steps.Absent(), steps.Create{Object: w.data(nil).Pod()}
 	}
 	return steps.Absent(), nil
