@@ -7,6 +7,8 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"orlop.dev/orlop/internal/cli/cluster"
+	"orlop.dev/orlop/internal/cli/kubectl"
+	"orlop.dev/orlop/internal/cli/virtualization"
 	"orlop.dev/orlop/internal/version"
 )
 
@@ -22,6 +24,10 @@ func NewRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.ErrOut)
-	root.AddCommand(cluster.New(streams))
+	root.AddCommand(
+		cluster.New(streams),
+		kubectl.New(streams),
+		virtualization.New(streams),
+	)
 	return root
 }
