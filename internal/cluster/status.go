@@ -19,13 +19,15 @@ import (
 
 // Status is what "d8 cluster status" shows. It is an interface: scripts read its JSON.
 type Status struct {
-	Name              string      `json:"name"`
-	Version           string      `json:"version"`
-	StateDir          string      `json:"stateDir"`
-	KubeconfigContext string      `json:"kubeconfigContext"`
-	Server            string      `json:"server"`
-	Addresses         Addresses   `json:"addresses"`
-	Boxes             []BoxStatus `json:"boxes"`
+	Name              string    `json:"name"`
+	Version           string    `json:"version"`
+	StateDir          string    `json:"stateDir"`
+	KubeconfigContext string    `json:"kubeconfigContext"`
+	Server            string    `json:"server"`
+	Addresses         Addresses `json:"addresses"`
+	// HostAddress is this machine's address on the cluster's bridge, where boxes and pods reach it.
+	HostAddress string      `json:"hostAddress"`
+	Boxes       []BoxStatus `json:"boxes"`
 }
 
 // BoxStatus is one box now.
@@ -46,7 +48,7 @@ func (c *Cluster) Status(ctx context.Context) (*Status, error) {
 	}
 	s := &Status{
 		Name: c.name, Version: c.state.Version, StateDir: c.dir, KubeconfigContext: contextName(c.name),
-		Server: c.server(), Addresses: c.state.Addresses,
+		Server: c.server(), Addresses: c.state.Addresses, HostAddress: c.state.Addresses.gateway().String(),
 	}
 	if s.Version == "" {
 		s.Version = version.Version()
