@@ -49,7 +49,7 @@ func main() {
 		return
 	}
 	var o options
-	flag.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "name of this Node object (default: the variable NODE_NAME)")
+	flag.StringVar(&o.nodeName, "node", os.Getenv("NODE_NAME"), "name of this Node object (default: the variable NODE_NAME)")
 	flag.StringVar(&o.namespace, "namespace", "d8-virtualization", "namespace of the module")
 	flag.StringVar(&o.hostRoot, "host-root", "/proc/1/root", "the node's root directory")
 	flag.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "the kubelet's root directory, below the node's root")
@@ -68,7 +68,7 @@ func main() {
 
 func run(ctx context.Context, o options, log logr.Logger) error {
 	if o.nodeName == "" {
-		return errors.New("the name of this node is missing: set NODE_NAME or --node-name")
+		return errors.New("the name of this node is missing: set NODE_NAME or --node")
 	}
 	log.Info("starting", "version", version.Version(), "node", o.nodeName)
 	accelerator := probe(ctx, log)

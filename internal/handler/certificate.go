@@ -51,7 +51,8 @@ type Certificate struct {
 	held pki.Held
 }
 
-// +kubebuilder:rbac:groups="",resources=configmaps,resourceNames=virt-handler-trust,verbs=get;list;watch,namespace=d8-virtualization
+// The Role of the chart lets the handler read TrustConfigMap.
+//
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=certificatesigningrequests,verbs=create;get;list;watch
 
 // Start keeps both fresh until the context ends. It is a manager.Runnable.
