@@ -2,7 +2,6 @@ package importer
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -111,10 +110,10 @@ func ReadConfig(path string) (*Config, error) {
 	}
 	var c Config
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, fmt.Errorf("parse configuration: %w", err)
+		return nil, fail(ReasonInvalidConfig, err, "The configuration cannot be read: %v", err)
 	}
 	if (c.Import == nil) == (c.Populate == nil) {
-		return nil, errors.New("configuration needs exactly one of import and populate")
+		return nil, fail(ReasonInvalidConfig, nil, "The configuration needs exactly one of import and populate")
 	}
 	return &c, nil
 }
