@@ -70,7 +70,8 @@ type Cluster struct {
 	now      func() time.Time
 	digests  map[string]string // of binaries, for revisions
 
-	references map[string]string // of images, by name
+	references map[string]string    // of images, by name
+	started    map[string]time.Time // boxes switched on by this up
 }
 
 // Open finds a cluster.
@@ -97,7 +98,7 @@ func Open(o Options) (*Cluster, error) {
 	}
 	c := &Cluster{
 		name: o.Name, root: root, dir: filepath.Join(root, o.Name), source: o.Source, images: o.Images,
-		progress: progress{out: o.Out, now: o.Now}, now: o.Now, digests: map[string]string{},
+		progress: progress{out: o.Out, now: o.Now}, now: o.Now, digests: map[string]string{}, started: map[string]time.Time{},
 	}
 	if c.state, err = readState(c.dir); err != nil {
 		return nil, err

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -94,7 +95,7 @@ func (c *Cluster) up(ctx context.Context, o UpOptions) error {
 	if err := c.awaitNodes(ctx, kube); err != nil {
 		return err
 	}
-	if err := c.awaitAddons(ctx, kube); err != nil {
+	if err := c.awaitNames(ctx); err != nil {
 		return err
 	}
 	file, err := c.mergeKubeconfig(o.Kubeconfig)
@@ -205,6 +206,7 @@ func (c *Cluster) startBox(ctx context.Context, name string, bridge netlink.Link
 	if err := c.cgroups.create(initCgroup(c.name, name)); err != nil {
 		return err
 	}
+	c.started[name] = c.now()
 	started, err := c.clone(spec)
 	if err != nil {
 		return err
@@ -361,18 +363,22 @@ func (c *Cluster) registerNodes(ctx context.Context, kube client.Client) error {
 	return nil
 }
 
-// awaitNodes waits until every node is ready.
+// awaitNodes waits until every node is ready, and has said so since its box was
+// switched on: what was reported before a power cut stands for a while longer.
 func (c *Cluster) awaitNodes(ctx context.Context, kube client.Client) error {
 	done := c.progress.step("nodes")
 	for n := 1; n <= c.state.Nodes; n++ {
 		name := nodeBox(c.name, n)
-		since := c.now()
 		err := poll(ctx, 2*time.Minute, func(ctx context.Context) error {
 			node := &corev1.Node{}
 			if err := kube.Get(ctx, client.ObjectKey{Name: name}, node); err != nil {
 				return err
 			}
-			return readiness(node, since)
+			lease := &coordinationv1.Lease{}
+			if err := kube.Get(ctx, client.ObjectKey{Namespace: corev1.NamespaceNodeLease, Name: name}, lease); err != nil {
+				return err
+			}
+			return readiness(node, lease, c.started[name])
 		}, nil)
 		if err != nil {
 			return explained(fmt.Errorf("wait for node %s: %w", name, err), name, "kubelet", "containerd")
@@ -382,8 +388,11 @@ func (c *Cluster) awaitNodes(ctx context.Context, kube client.Client) error {
 	return nil
 }
 
-// readiness says why a node is not ready.
-func readiness(node *corev1.Node, _ time.Time) error {
+// readiness says why a node is not ready. Its lease must be younger than since.
+func readiness(node *corev1.Node, lease *coordinationv1.Lease, since time.Time) error {
+	if lease.Spec.RenewTime == nil || lease.Spec.RenewTime.Time.Before(since) {
+		return errors.New("kubelet has not reported yet")
+	}
 	for _, condition := range node.Status.Conditions {
 		if condition.Type != corev1.NodeReady {
 			continue
@@ -396,27 +405,26 @@ func readiness(node *corev1.Node, _ time.Time) error {
 	return errors.New("kubelet has not reported yet")
 }
 
-// awaitAddons waits for what pods rely on: names. Without its image it cannot start,
-// which the missing image line said already.
-func (c *Cluster) awaitAddons(ctx context.Context, kube client.Client) error {
-	if _, err := os.Stat(filepath.Join(c.images, "coredns")); err != nil {
+// awaitNames waits until the cluster's DNS answers the host, which proves more than
+// any condition: the pod, the service and the routes to both.
+func (c *Cluster) awaitNames(ctx context.Context) error {
+	if c.references["coredns"] == "" {
 		c.progress.note("cluster DNS is not started: there is no image in %s", filepath.Join(c.images, "coredns"))
 		return nil
 	}
 	done := c.progress.step("cluster DNS")
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", netip.AddrPortFrom(c.state.Addresses.DNS, 53).String())
+	}}
 	err := poll(ctx, 2*time.Minute, func(ctx context.Context) error {
-		deployment := &appsv1.Deployment{}
-		if err := kube.Get(ctx, client.ObjectKey{Namespace: "kube-system", Name: "coredns"}, deployment); err != nil {
-			return err
-		}
-		if deployment.Status.ObservedGeneration < deployment.Generation || deployment.Status.UpdatedReplicas == 0 || deployment.Status.AvailableReplicas == 0 {
-			return errors.New("no replica of Deployment kube-system/coredns is available")
-		}
-		return nil
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err := resolver.LookupHost(ctx, "kubernetes.default.svc."+clusterDomain+".")
+		return err
 	}, nil)
 	if err != nil {
-		return explained(fmt.Errorf("wait for cluster DNS: %w", err), nodeBox(c.name, 1), "kubelet", "containerd")
+		return explained(fmt.Errorf("wait for cluster DNS: %w", err), nodeBox(c.name, 1), "kubelet", "kube-proxy")
 	}
-	done("ready at %s", c.state.Addresses.DNS)
+	done("answers at %s", c.state.Addresses.DNS)
 	return nil
 }
