@@ -7,6 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/steps"
 )
 
@@ -71,7 +72,7 @@ func bound(w *claimWorld) (steps.Outcome, steps.Act) {
 			"All addresses of the configured ranges are taken: add a range to ModuleConfig virtualization"), nil
 	case w.lease != nil && w.mine(w.lease):
 		return held(w)
-	case !Usable(w.wanted, w.ranges):
+	case !policy.UsableAddress(w.wanted, w.ranges):
 		return steps.Failed(v1alpha2.AddressReasonVirtualMachineIPAddressIsOutOfTheValidRange,
 			"Address %s is not in the ranges of ModuleConfig virtualization", w.wanted), nil
 	case w.lease == nil && !remembered:
@@ -132,7 +133,7 @@ func release(w *claimWorld) (steps.Outcome, steps.Act) {
 func newLease(w *claimWorld) *v1alpha2.VirtualMachineIPAddressLease {
 	return &v1alpha2.VirtualMachineIPAddressLease{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:       LeaseName(w.wanted),
+			Name:       policy.LeaseName(w.wanted),
 			Labels:     map[string]string{v1alpha2.LabelVirtualMachineIPAddressUID: string(w.claim.UID)},
 			Finalizers: []string{v1alpha2.FinalizerVirtualMachineIPAddressLeaseCleanup},
 		},
@@ -195,7 +196,7 @@ func claimStatus(w *claimWorld, d steps.Decision, errs steps.Errors) v1alpha2.Vi
 		s.VirtualMachineName = w.user.Name
 	}
 	held := w.lease != nil && w.mine(w.lease)
-	if w.wanted.IsValid() && (held || Usable(w.wanted, w.ranges)) && (held || w.lease == nil || w.adoptable(w.lease)) {
+	if w.wanted.IsValid() && (held || policy.UsableAddress(w.wanted, w.ranges)) && (held || w.lease == nil || w.adoptable(w.lease)) {
 		s.Address = w.wanted.String()
 	}
 	switch {

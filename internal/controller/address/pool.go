@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
-	"strings"
 	"sync"
 )
 
@@ -149,38 +148,6 @@ func (r *addressRange) lowestFree() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// Usable says whether an address may be given to a VM under these ranges.
-func Usable(address netip.Addr, prefixes []netip.Prefix) bool {
-	for _, prefix := range prefixes {
-		prefix = prefix.Masked()
-		if !prefix.Contains(address) || !address.Is4() {
-			continue
-		}
-		if prefix.Bits() == 32 {
-			return true
-		}
-		size := uint32(1) << (32 - prefix.Bits())
-		n := number(address) - number(prefix.Addr())
-		return n != 0 && n != size-1
-	}
-	return false
-}
-
-// LeaseName is the name of the lease of an address: ip-10-66-10-14.
-func LeaseName(address netip.Addr) string {
-	return leaseNameOf(address.String())
-}
-
-// LeasedAddress reads the address from a lease's name.
-func LeasedAddress(name string) (netip.Addr, bool) {
-	text, found := strings.CutPrefix(name, "ip-")
-	if !found {
-		return netip.Addr{}, false
-	}
-	a, err := netip.ParseAddr(strings.ReplaceAll(text, "-", "."))
-	return a, err == nil && a.Is4()
-}
-
 func samePrefixes(ranges []addressRange, prefixes []netip.Prefix) bool {
 	if len(ranges) != len(prefixes) {
 		return false
@@ -203,5 +170,3 @@ func fromNumber(n uint32) netip.Addr {
 	binary.BigEndian.PutUint32(b[:], n)
 	return netip.AddrFrom4(b)
 }
-
-func leaseNameOf(address string) string { return "ip-" + strings.ReplaceAll(address, ".", "-") }

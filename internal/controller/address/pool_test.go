@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strconv"
 	"testing"
+
+	"orlop.dev/orlop/internal/policy"
 )
 
 func prefixes(texts ...string) []netip.Prefix {
@@ -74,14 +76,14 @@ func TestPoolPromisesDoNotCollide(t *testing.T) {
 
 func TestLeaseName(t *testing.T) {
 	a := netip.MustParseAddr("10.66.10.14")
-	if got := LeaseName(a); got != "ip-10-66-10-14" {
+	if got := policy.LeaseName(a); got != "ip-10-66-10-14" {
 		t.Fatalf("lease name %q", got)
 	}
-	if back, ok := LeasedAddress("ip-10-66-10-14"); !ok || back != a {
+	if back, ok := policy.LeasedAddress("ip-10-66-10-14"); !ok || back != a {
 		t.Fatalf("address %v %v", back, ok)
 	}
 	for _, bad := range []string{"", "ip-10-66-10", "10-66-10-14", "ip-fd00--1"} {
-		if _, ok := LeasedAddress(bad); ok {
+		if _, ok := policy.LeasedAddress(bad); ok {
 			t.Errorf("%q is taken for a lease name", bad)
 		}
 	}

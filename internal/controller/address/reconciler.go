@@ -16,6 +16,7 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
 	"orlop.dev/orlop/internal/steps"
 )
@@ -126,7 +127,7 @@ func (r *Claims) observeLeases(ctx context.Context, w *claimWorld) error {
 		return err
 	}
 	for i := range mine.Items {
-		if l := &mine.Items[i]; !w.wanted.IsValid() || l.Name != LeaseName(w.wanted) {
+		if l := &mine.Items[i]; !w.wanted.IsValid() || l.Name != policy.LeaseName(w.wanted) {
 			w.others = append(w.others, l)
 		}
 	}
@@ -150,14 +151,14 @@ func (r *Claims) wanted(ctx context.Context, w *claimWorld, mine []v1alpha2.Virt
 		switch {
 		case err != nil:
 			return netip.Addr{}, err
-		case lease == nil && Usable(a, w.ranges), lease != nil && (w.mine(lease) || w.adoptable(lease)):
+		case lease == nil && policy.UsableAddress(a, w.ranges), lease != nil && (w.mine(lease) || w.adoptable(lease)):
 			return a, nil
 		case lease != nil:
 			r.Pool.Take(a)
 		}
 	}
 	for _, l := range mine {
-		if a, ok := LeasedAddress(l.Name); ok {
+		if a, ok := policy.LeasedAddress(l.Name); ok {
 			return a, nil
 		}
 	}
@@ -173,7 +174,7 @@ func (r *Claims) wanted(ctx context.Context, w *claimWorld, mine []v1alpha2.Virt
 
 func (r *Claims) leaseOf(ctx context.Context, a netip.Addr) (*v1alpha2.VirtualMachineIPAddressLease, error) {
 	lease := &v1alpha2.VirtualMachineIPAddressLease{}
-	err := r.Client.Get(ctx, client.ObjectKey{Name: LeaseName(a)}, lease)
+	err := r.Client.Get(ctx, client.ObjectKey{Name: policy.LeaseName(a)}, lease)
 	if apierrors.IsNotFound(err) {
 		return nil, nil //nolint:nilnil // absence is an answer here
 	}

@@ -3,6 +3,7 @@ package address
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -15,6 +16,7 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
+	"orlop.dev/orlop/internal/policy"
 )
 
 // Names of the field indexes of these controllers.
@@ -80,7 +82,7 @@ func feed(ctx context.Context, m ctrl.Manager, pool *Pool) error {
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: func(o any) {
 			if lease, ok := o.(*v1alpha2.VirtualMachineIPAddressLease); ok {
-				if a, ok := LeasedAddress(lease.Name); ok {
+				if a, ok := policy.LeasedAddress(lease.Name); ok {
 					pool.Take(a)
 				}
 			}
@@ -90,7 +92,7 @@ func feed(ctx context.Context, m ctrl.Manager, pool *Pool) error {
 				o = last.Obj
 			}
 			if lease, ok := o.(*v1alpha2.VirtualMachineIPAddressLease); ok {
-				if a, ok := LeasedAddress(lease.Name); ok {
+				if a, ok := policy.LeasedAddress(lease.Name); ok {
 					pool.Free(a)
 				}
 			}
@@ -118,7 +120,7 @@ func ofMachine(_ context.Context, o client.Object) []reconcile.Request {
 func ofClaim(_ context.Context, o client.Object) []reconcile.Request {
 	var requests []reconcile.Request
 	if a := o.(*v1alpha2.VirtualMachineIPAddress).Status.Address; a != "" {
-		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Name: leaseNameOf(a)}})
+		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Name: "ip-" + strings.ReplaceAll(a, ".", "-")}})
 	}
 	return requests
 }
