@@ -7,7 +7,8 @@
 // because of it. A Judge turns the observed pod into a verdict, and Next turns
 // record, verdict and clock into what is to be done now.
 //
-// Nothing here reads or writes the cluster. The number of an attempt only grows:
+// Nothing here reads or writes the cluster; only HTTPProber talks to anybody, a
+// running pod. The number of an attempt only grows:
 // it is part of the pod's name, so an attempt that is over can never be confused
 // with the present one.
 package attempt

@@ -87,6 +87,12 @@ type Access struct {
 	Tokens Tokens
 }
 
+// New returns the access of a controller that reads with reader.
+func New(reader client.Reader, namespace, host string) *Access {
+	return &Access{Host: host, Namespace: namespace, Reader: reader,
+		Tokens: &SecretTokens{Reader: reader, Namespace: namespace, Clock: clock.RealClock{}}}
+}
+
 // Grant returns a reference together with the right to do the actions on its
 // repository. suffix is ":tag" or "@digest".
 func (a *Access) Grant(ctx context.Context, repository, suffix string, actions ...string) (importer.Repository, error) {

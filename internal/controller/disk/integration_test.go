@@ -140,7 +140,7 @@ func (c *cluster) controller(limit int64) (stop func(), killed func() bool) {
 	}
 	wrapped := mortal{Client: m.GetClient(), alive: alive}
 	o := Options{Client: wrapped, Clock: clock.RealClock{}, Registry: grants{}, Prober: silence{}, Host: "dvcr", ImporterImage: "importer:1"}
-	if err := Setup(c.t.Context(), m, o); err != nil {
+	if err := setup(c.t.Context(), m, o); err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(c.t.Context())

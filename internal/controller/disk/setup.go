@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -16,6 +17,9 @@ import (
 	"orlop.dev/orlop/api/core/v1alpha2"
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
 	instancev1 "orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/attempt"
+	"orlop.dev/orlop/internal/dvcr"
+	"orlop.dev/orlop/internal/settings"
 )
 
 // Names of the field indexes of this controller.
@@ -35,9 +39,16 @@ const unsettled = "?"
 // progress may take a second.
 const workers = 4
 
-// Setup registers the controller with a manager. Client, APIReader and Recorder are
-// taken from the manager where they are nil.
-func Setup(ctx context.Context, m ctrl.Manager, o Options) error {
+// Setup registers the controller with a manager.
+func Setup(ctx context.Context, m ctrl.Manager, platform settings.Platform) error {
+	return setup(ctx, m, Options{
+		Clock: clock.RealClock{}, Registry: dvcr.New(m.GetAPIReader(), platform.Namespace, platform.DVCRHost), Prober: attempt.HTTPProber{},
+		Host: platform.DVCRHost, ImporterImage: platform.ImporterImage,
+	})
+}
+
+// setup takes Client, APIReader and Recorder from the manager where they are nil.
+func setup(ctx context.Context, m ctrl.Manager, o Options) error {
 	if o.Client == nil {
 		o.Client = m.GetClient()
 	}

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -15,6 +16,9 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	instancev1 "orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/attempt"
+	"orlop.dev/orlop/internal/dvcr"
+	"orlop.dev/orlop/internal/settings"
 )
 
 // Names of the field indexes of this controller.
@@ -27,9 +31,16 @@ const (
 // for its progress may take a second.
 const workers = 4
 
-// Setup registers the controllers of both kinds with a manager. Client, APIReader
-// and Recorder are taken from the manager where they are nil.
-func Setup(ctx context.Context, m ctrl.Manager, o Options) error {
+// Setup registers the controllers of both kinds with a manager.
+func Setup(ctx context.Context, m ctrl.Manager, platform settings.Platform) error {
+	return setup(ctx, m, Options{
+		Clock: clock.RealClock{}, Registry: dvcr.New(m.GetAPIReader(), platform.Namespace, platform.DVCRHost), Prober: attempt.HTTPProber{},
+		Namespace: platform.Namespace, Host: platform.DVCRHost, ImporterImage: platform.ImporterImage,
+	})
+}
+
+// setup takes Client, APIReader and Recorder from the manager where they are nil.
+func setup(ctx context.Context, m ctrl.Manager, o Options) error {
 	if o.Client == nil {
 		o.Client = m.GetClient()
 	}
@@ -38,9 +49,6 @@ func Setup(ctx context.Context, m ctrl.Manager, o Options) error {
 	}
 	if o.Recorder == nil {
 		o.Recorder = m.GetEventRecorder("virtualization-controller")
-	}
-	if o.Prober == nil {
-		o.Prober = HTTPProber{}
 	}
 	indexer := m.GetFieldIndexer()
 	if err := indexer.IndexField(ctx, &instancev1.Instance{}, instancesByImage, repositoriesOf); err != nil {
