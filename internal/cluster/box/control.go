@@ -106,7 +106,7 @@ func (s *supervisor) answer(ctx context.Context, call controlCall) {
 	case opStatus:
 	case opReload:
 		var spec *Spec
-		if spec, err = readSpec(SpecFile(ownDir)); err == nil {
+		if spec, err = readSpec(SpecFile(s.dir)); err == nil {
 			s.apply(ctx, spec.Components)
 		}
 	case opRestart:

@@ -59,7 +59,7 @@ func Init(ctx context.Context, specFile string) error {
 		return err
 	}
 	log.Info("box is up", "box", spec.Name)
-	s.loop(ctx, spec.Components)
+	s.loop(ctx, spec.Components, s.sweep)
 	log.Info("box is down", "box", spec.Name)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,8 +59,9 @@ type process struct {
 	output   *logFile
 }
 
-// loop runs until an orderly stop was asked for and done.
-func (s *supervisor) loop(ctx context.Context, components []Component) {
+// loop runs until it is told to stop and every component has ended. Then sweep ends
+// whatever else there is.
+func (s *supervisor) loop(ctx context.Context, components []Component, sweep func()) {
 	s.apply(ctx, components)
 	for {
 		timer := time.NewTimer(s.startDue(ctx))
@@ -70,6 +72,7 @@ func (s *supervisor) loop(ctx context.Context, components []Component) {
 			} else {
 				s.log.Info("stopping", "signal", sig.String())
 				s.stop()
+				sweep()
 				return
 			}
 		case p := <-s.ready:
@@ -91,7 +94,7 @@ func (s *supervisor) apply(ctx context.Context, components []Component) {
 		wanted[c.Name] = true
 		p := s.find(c.Name)
 		if p == nil {
-			output, err := openLog(LogFile(ownDir, c.Name), logLimit)
+			output, err := openLog(LogFile(s.dir, c.Name), logLimit)
 			if err != nil {
 				s.log.Error("component has no log", "component", c.Name, "error", err)
 				continue
@@ -290,6 +293,7 @@ func (s *supervisor) ended(p *process, status unix.WaitStatus) {
 	p.pid, p.exit = 0, describe(status)
 	s.log.Info("ended", "component", p.Name, "exit", p.exit, "after", ran.Round(time.Millisecond).String())
 	if p.removed {
+		s.processes = slices.DeleteFunc(s.processes, func(other *process) bool { return other == p })
 		return
 	}
 	if ran >= steady {
@@ -307,13 +311,12 @@ func describe(status unix.WaitStatus) string {
 	return fmt.Sprintf("exit code %d", status.ExitStatus())
 }
 
-// stop ends the components in reverse order, then everything else in the box.
+// stop ends the components in reverse order.
 func (s *supervisor) stop() {
 	for _, p := range s.processes {
 		p.removed = true
 	}
-	for i := len(s.processes) - 1; i >= 0; i-- {
-		p := s.processes[i]
+	for _, p := range slices.Backward(slices.Clone(s.processes)) {
 		if p.pid == 0 {
 			continue
 		}
@@ -323,7 +326,11 @@ func (s *supervisor) stop() {
 			s.reapUntil(func() bool { return p.pid == 0 })
 		}
 	}
-	// What is left are containers. -1 means everybody but the caller.
+}
+
+// sweep ends everything in the box but the init: what is left are containers.
+func (s *supervisor) sweep() {
+	// -1 means everybody but the caller.
 	if unix.Kill(-1, unix.SIGTERM) == nil {
 		s.reapUntil(alone)
 	}
