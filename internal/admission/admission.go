@@ -26,7 +26,7 @@ func Setup(m ctrl.Manager, platform settings.Platform) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return SetupStorage(m)
+	return nil
 }
 
 // problems collects everything that is wrong, so that the user sees it at once.
