@@ -57,6 +57,6 @@ func buildDebian(ctx context.Context, cache Cache, image string) error {
 		image:       image,
 		root:        staging,
 		mebibytes:   2048,
-		grubModules: []string{"biosdisk", "part_msdos", "ext2", "linux", "normal", "serial", "terminal", "configfile", "minicmd"},
+		grubModules: []string{"biosdisk", "part_msdos", "ext2", "linux16", "normal", "serial", "terminal", "configfile", "minicmd"},
 	})
 }

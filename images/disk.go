@@ -11,7 +11,7 @@ import (
 )
 
 // diskRecipe changes whenever this file makes other disks from the same inputs.
-const diskRecipe = 1
+const diskRecipe = 2
 
 // disk is a bootable image to be made: an MBR, GRUB behind it, one ext4 partition.
 // All of it is written into a file; no loop device or mount is needed, so nothing
@@ -49,7 +49,7 @@ func writeDisk(ctx context.Context, cache Cache, d disk) error {
 		return err
 	}
 	// Features that GRUB or an older machine's tools do not know are left out.
-	makeFS := inRoot(ctx, toolsDir, "/usr/sbin/mke2fs", "-q", "-t", "ext4", "-L", "root", "-O", "^metadata_csum_seed,^orphan_file",
+	makeFS := inRoot(ctx, toolsDir, "/usr/sbin/mke2fs", "-q", "-t", "ext4", "-L", "root", "-b", "4096", "-O", "^metadata_csum_seed,^orphan_file",
 		"-E", "offset="+strconv.Itoa(partitionStart*sectorSize)+",lazy_itable_init=1", "-m", "1",
 		"-d", d.root, raw, strconv.Itoa(d.mebibytes-1)+"m")
 	if err := runLogged(makeFS); err != nil {

