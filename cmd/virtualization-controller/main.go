@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/klog/v2"
-	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -37,7 +36,6 @@ import (
 	"orlop.dev/orlop/internal/controller/image"
 	"orlop.dev/orlop/internal/controller/operation"
 	"orlop.dev/orlop/internal/controller/vm"
-	"orlop.dev/orlop/internal/dvcr"
 	"orlop.dev/orlop/internal/pki"
 	"orlop.dev/orlop/internal/settings"
 	"orlop.dev/orlop/internal/version"
@@ -49,7 +47,6 @@ type flags struct {
 	health         string
 	webhookPort    int
 	leaderElection bool
-	registry       string
 }
 
 func main() {
@@ -59,7 +56,6 @@ func main() {
 	flag.StringVar(&f.health, "health-address", ":8081", "address to serve /healthz and /readyz on, 0 for none")
 	flag.IntVar(&f.webhookPort, "webhook-port", 9443, "port of the admission webhooks, 0 for none")
 	flag.BoolVar(&f.leaderElection, "leader-election", true, "let only one replica reconcile at a time")
-	flag.StringVar(&f.registry, "dvcr-address", "", "address to reach the registry at instead of its name, outside of the cluster's DNS")
 	logs := zap.Options{}
 	logs.BindFlags(flag.CommandLine)
 	show := flag.Bool("version", false, "print the version and exit")
@@ -169,28 +165,17 @@ func newScheme() (*runtime.Scheme, error) {
 
 func controllers(ctx context.Context, m ctrl.Manager, keeper *certificates.Keeper, f flags) error {
 	p := f.platform
-	registry := &dvcr.Access{
-		Host: p.DVCRHost, Address: f.registry, Namespace: p.Namespace, Reader: m.GetAPIReader(),
-		Tokens: &dvcr.SecretTokens{Reader: m.GetAPIReader(), Namespace: p.Namespace, Clock: clock.RealClock{}},
-	}
 	setups := []struct {
 		name string
 		add  func() error
 	}{
 		{"certificates", func() error { return keeper.Add(m) }},
-		{"machines", func() error {
-			return vm.Setup(ctx, m, vm.Platform{LauncherImage: p.LauncherImage, ClusterDNS: p.ClusterDNS, ClusterDomain: p.ClusterDomain})
-		}},
+		{"machines", func() error { return vm.Setup(ctx, m, p) }},
 		{"operations", func() error { return operation.Setup(ctx, m) }},
 		{"addresses", func() error { return address.Setup(ctx, m) }},
 		{"classes", func() error { return class.Setup(ctx, m) }},
-		{"disks", func() error {
-			return disk.Setup(ctx, m, disk.Options{Clock: clock.RealClock{}, Registry: registry, Host: p.DVCRHost, ImporterImage: p.ImporterImage})
-		}},
-		{"images", func() error {
-			return image.Setup(ctx, m, image.Options{Clock: clock.RealClock{}, Registry: registry, Namespace: p.Namespace,
-				Host: p.DVCRHost, ImporterImage: p.ImporterImage})
-		}},
+		{"disks", func() error { return disk.Setup(ctx, m, p) }},
+		{"images", func() error { return image.Setup(ctx, m, p) }},
 	}
 	for _, s := range setups {
 		if err := s.add(); err != nil {

@@ -33,7 +33,7 @@ type Options struct {
 	Reader   client.Reader
 	Recorder events.EventRecorder
 	Clock    clock.PassiveClock
-	Platform Platform
+	Platform settings.Platform
 }
 
 // Reconciler runs VirtualMachines.

@@ -20,6 +20,7 @@ import (
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/policy"
+	"orlop.dev/orlop/internal/settings"
 )
 
 // Names of the field indexes of this controller.
@@ -37,7 +38,7 @@ const (
 const workers = 8
 
 // Setup registers the controller with a manager.
-func Setup(ctx context.Context, m ctrl.Manager, platform Platform) error {
+func Setup(ctx context.Context, m ctrl.Manager, platform settings.Platform) error {
 	if err := Index(ctx, m.GetFieldIndexer()); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/plan"
 	"orlop.dev/orlop/internal/policy"
+	"orlop.dev/orlop/internal/settings"
 )
 
 // world is everything one pass knows. What does not exist is nil.
@@ -46,17 +47,10 @@ type world struct {
 
 	cidrs          []netip.Prefix
 	allowEmulation bool
-	platform       Platform
+	platform       settings.Platform
 
 	// act is what named calls need; it is not looked at by decisions.
 	act *actor
-}
-
-// Platform is what the controller is told about the installation.
-type Platform struct {
-	LauncherImage string
-	ClusterDNS    []string
-	ClusterDomain string
 }
 
 // disk is one entry of spec.blockDeviceRefs and what was found for it.
