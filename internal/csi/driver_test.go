@@ -54,7 +54,7 @@ func startDriver(t *testing.T) *driver {
 	}
 	d.socket = filepath.Join(d.dir, "csi.sock")
 	serve(t, d.socket, Services{Controller: c, Node: n})
-	conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	if err != nil {
 		t.Fatal(err)
 	}

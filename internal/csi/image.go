@@ -2,8 +2,10 @@ package csi
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -90,8 +92,9 @@ func copyByReference(dst, src string, size int64) error {
 	return nil
 }
 
-// growFS makes a mounted file system as large as its device.
-func growFS(fsType, device, mountPoint string) error {
+// growMounted makes a mounted file system as large as its device. It does nothing
+// if it is that large already.
+func growMounted(fsType, device, mountPoint string) error {
 	var err error
 	switch fsType {
 	case fsXFS:
@@ -103,6 +106,59 @@ func growFS(fsType, device, mountPoint string) error {
 		return fmt.Errorf("grow file system: %w", err)
 	}
 	return nil
+}
+
+// growUnmounted does the same for ext4 before it is mounted: growing it in use
+// takes a right (CAP_SYS_RESOURCE) that root does not have everywhere. The file
+// system has to be checked first, and its journal replayed.
+func growUnmounted(fsType, device string) error {
+	if fsType != fsExt4 {
+		return nil
+	}
+	if grown, err := fillsDevice(device); grown || err != nil {
+		return err
+	}
+	var exit *exec.ExitError
+	// 1 means that something was put right.
+	if err := run("e2fsck", "-f", "-p", device); err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+		return fmt.Errorf("check file system: %w", err)
+	}
+	if err := run("resize2fs", device); err != nil {
+		return fmt.Errorf("grow file system: %w", err)
+	}
+	return nil
+}
+
+// Where an ext4 superblock has its size, in bytes from the start of the device.
+const (
+	ext4Super     = 1024
+	ext4BlocksLow = ext4Super + 0x4
+	ext4LogBlock  = ext4Super + 0x18
+	ext4BlocksTop = ext4Super + 0x150
+	ext4SuperEnd  = ext4Super + 1024
+)
+
+// fillsDevice tells whether an ext4 file system takes all of its device, so that
+// the check that growing needs, which reads all metadata, can be left out.
+func fillsDevice(device string) (bool, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return false, fmt.Errorf("open device: %w", err)
+	}
+	defer f.Close()
+	super := make([]byte, ext4SuperEnd)
+	if _, err := f.ReadAt(super, 0); err != nil {
+		return false, fmt.Errorf("read superblock: %w", err)
+	}
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false, fmt.Errorf("measure device: %w", err)
+	}
+	le := binary.LittleEndian
+	blocks := uint64(le.Uint32(super[ext4BlocksTop:]))<<32 | uint64(le.Uint32(super[ext4BlocksLow:]))
+	blockSize := uint64(1024) << (le.Uint32(super[ext4LogBlock:]) & 0xf)
+	// Less than one block more than it has: nothing to gain.
+	return blocks*blockSize+blockSize > uint64(end), nil
 }
 
 // run runs a tool and puts what it complained about into the error.

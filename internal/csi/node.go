@@ -153,12 +153,24 @@ func mountVolume(d *loopdev.Device, v *volume, path string, options []string) er
 	// Always read-write: the same device mounted elsewhere must be mounted the same
 	// way. Read-only is a matter of publishing.
 	flags &^= unix.MS_RDONLY
+	// A copy may be larger than its source, and a volume may have grown while
+	// nobody had it mounted.
+	inUse, err := d.Busy()
+	if err != nil {
+		return err
+	}
+	if !inUse {
+		if err := growUnmounted(v.FSType, d.Path()); err != nil {
+			return err
+		}
+	}
 	if err := unix.Mount(d.Path(), path, v.FSType, flags, mountData(v.FSType)); err != nil {
 		return fmt.Errorf("mount volume: %w", err)
 	}
-	// A copy may be larger than its source, and a volume may have grown while
-	// nobody had it mounted; growing to the same size does nothing.
-	if err := growFS(v.FSType, d.Path(), path); err != nil {
+	if v.FSType != fsXFS {
+		return nil
+	}
+	if err := growMounted(v.FSType, d.Path(), path); err != nil {
 		_ = unix.Unmount(path, unix.MNT_DETACH)
 		return err
 	}
@@ -384,7 +396,7 @@ func (n *Node) expand(d *loopdev.Device, v *volume, path string) error {
 	if v.FSType == "" {
 		return nil
 	}
-	return growFS(v.FSType, d.Path(), path)
+	return growMounted(v.FSType, d.Path(), path)
 }
 
 func growImage(image string, size int64) error {

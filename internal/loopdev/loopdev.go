@@ -29,6 +29,10 @@ const (
 	// attachTries bounds the race for a free device with other users of the machine.
 	attachTries = 64
 	labelLimit  = unix.LO_NAME_SIZE - 1
+	// blockSize is the sector size of every device, in bytes. Left to itself, the
+	// kernel gives 4096 to a file that shares blocks with another, and the copy of a
+	// file system made with 512 could not be mounted.
+	blockSize = 512
 )
 
 // Device is one loop device.
@@ -112,7 +116,7 @@ func configure(d *Device, backing *os.File) error {
 		return err
 	}
 	defer dev.Close()
-	c := unix.LoopConfig{Fd: uint32(backing.Fd())}
+	c := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: blockSize}
 	c.Info.Flags = unix.LO_FLAGS_DIRECT_IO
 	copy(c.Info.File_name[:], d.Label)
 	return unix.IoctlLoopConfigure(int(dev.Fd()), &c)
