@@ -58,7 +58,7 @@ var harmless = []string{
 	"testing.(*M).", "testing.tRunner", "testkit.leakedGoroutines", "os/signal.", "runtime.ensureSigM",
 	"net/http.(*persistConn)", "net/http.(*http2clientConnReadLoop)", "net/http.(*http2ClientConn)", "net/http/internal/http2.",
 	"golang.org/x/net/http2.(*clientConnReadLoop)", "golang.org/x/net/http2.(*ClientConn)", "golang.org/x/net/http2.(*Transport)",
-	"klog/v2.(*flushDaemon)", "client-go/rest.(*", "client-go/transport.(*", "k8s.io/apimachinery/pkg/util/wait.",
+	"klog/v2.(*flushDaemon)", "client-go/rest.(*", "client-go/transport.(*", "k8s.io/apimachinery/pkg/util/wait.", "k8s.io/apimachinery/pkg/watch.(*filteredWatch)",
 	"sigs.k8s.io/controller-runtime/pkg/log.", "go.opencensus.io/", "created by time.goFunc",
 }
 
