@@ -7,6 +7,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"orlop.dev/orlop/internal/cli/cluster"
+	"orlop.dev/orlop/internal/cli/install"
 	"orlop.dev/orlop/internal/cli/kubectl"
 	"orlop.dev/orlop/internal/cli/virtualization"
 	"orlop.dev/orlop/internal/version"
@@ -26,6 +27,8 @@ func NewRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetErr(streams.ErrOut)
 	root.AddCommand(
 		cluster.New(streams),
+		install.New(streams),
+		install.NewUninstall(streams),
 		kubectl.New(streams),
 		virtualization.New(streams),
 	)

@@ -86,8 +86,6 @@ func (k *Keeper) watchedObjects() map[client.Object]cache.ByObject {
 // everything is the one request of the renewal controller.
 var everything = ctrl.Request{NamespacedName: types.NamespacedName{Name: "everything"}}
 
-// renewal is the pass that makes and renews everything.
-//
 // +kubebuilder:rbac:groups="",resources=configmaps,namespace=d8-virtualization,verbs=create;get;list;update;watch
 // +kubebuilder:rbac:groups="",resources=secrets,namespace=d8-virtualization,verbs=create;get;list;update;watch
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,verbs=list;watch
@@ -96,6 +94,8 @@ var everything = ctrl.Request{NamespacedName: types.NamespacedName{Name: "everyt
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=validatingwebhookconfigurations,resourceNames=virtualization-controller,verbs=get;update
 // +kubebuilder:rbac:groups=apiregistration.k8s.io,resources=apiservices,verbs=list;watch
 // +kubebuilder:rbac:groups=apiregistration.k8s.io,resources=apiservices,resourceNames=v1alpha2.subresources.virtualization.deckhouse.io,verbs=get;update
+
+// renewal is the pass that makes and renews everything.
 func (k *Keeper) renewal(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	next, err := k.ensure(ctx)
 	if err != nil {

@@ -35,13 +35,13 @@ type requests struct {
 	reader client.Reader
 }
 
-// Reconcile brings one certificate request to its end.
-//
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=certificatesigningrequests,verbs=get;list;watch
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=certificatesigningrequests/approval,verbs=update
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=certificatesigningrequests/status,verbs=update
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=signers,resourceNames=virtualization.deckhouse.io/handler,verbs=approve;sign
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get
+
+// Reconcile brings one certificate request to its end.
 func (r *requests) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	csr := &certificatesv1.CertificateSigningRequest{}
 	if err := r.reader.Get(ctx, request.NamespacedName, csr); err != nil {
