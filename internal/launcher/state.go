@@ -54,8 +54,9 @@ type State struct {
 	reason string
 	// shutdown is true once the guest was asked to power off, killed once SIGKILL was sent.
 	shutdown, killed bool
-	// lost is true if QEMU was killed because its monitor was gone.
-	lost bool
+	// hungUp is true once the monitor is gone before its time, lost once QEMU was killed
+	// for it.
+	hungUp, lost bool
 	// noSpace is the kind of the last I/O error.
 	noSpace bool
 	// querying and stale serialise QueryStatus: one in flight, one more if something
@@ -320,7 +321,7 @@ func (s State) monitorClosed(now time.Time) (State, []Action) {
 		return s, nil // it is on its way out; giving back much memory takes time
 	}
 	if at := now.Add(monitorGrace); s.killAt.IsZero() || at.Before(s.killAt) {
-		s.lost, s.killAt = true, at
+		s.hungUp, s.killAt = true, at
 	}
 	return s, nil
 }
@@ -429,9 +430,7 @@ func (s State) tick(now time.Time) (State, []Action) {
 	var actions []Action
 	if due(s.killAt) {
 		s.killAt, s.pressAt = time.Time{}, time.Time{}
-		if !s.lost {
-			s.killed = true
-		}
+		s.lost, s.killed = s.hungUp, !s.hungUp
 		actions = append(actions, KillProcess{})
 	}
 	if due(s.pressAt) {
