@@ -42,8 +42,7 @@ type memory struct {
 	// status is what the API server has accepted last.
 	status v1alpha1.InstanceStatus
 
-	connected bool
-	// launcher is the newest state heard on this connection.
+	// launcher is the newest state heard on this connection, nil without one.
 	launcher *wire.State
 	// wired is true once the network was applied on this connection.
 	wired bool
@@ -72,7 +71,7 @@ func newMemory(in *v1alpha1.Instance) *memory {
 			// A pod takes about a second from the scheduler's decision to its
 			// launcher's socket, which appears in a directory that does not exist
 			// yet: looking is cheaper than watching four levels of directories.
-			actConnect:  {first: 20 * time.Millisecond, most: 2 * time.Second},
+			actConnect:  {first: 20 * time.Millisecond, most: time.Second},
 			actWire:     {first: 200 * time.Millisecond, most: 10 * time.Second},
 			actStart:    {first: 200 * time.Millisecond, most: 10 * time.Second},
 			actKill:     {first: 500 * time.Millisecond, most: 10 * time.Second},
@@ -100,7 +99,7 @@ func (m *memory) hear(now time.Time, s *wire.State) {
 
 // disconnected forgets what only held for one connection.
 func (m *memory) disconnected() {
-	m.connected, m.launcher, m.wired = false, nil, false
+	m.launcher, m.wired = nil, false
 	m.asked = map[act]bool{}
 }
 

@@ -52,11 +52,10 @@ func (w *worker) start(ctx context.Context) error {
 		return err
 	}
 	err = w.link.client.Start(ctx, p.start, p.files)
-	if err != nil && !errors.Is(err, wire.ErrAlreadyStarted) {
-		w.refresh(ctx)
-		return err
-	}
 	w.refresh(ctx)
+	if err != nil && !(errors.Is(err, wire.ErrAlreadyStarted) && w.memory.started()) {
+		return err // a launcher whose pod is being deleted starts nothing either
+	}
 	starts.Observe(w.node.Now().Sub(began).Seconds())
 	w.log.Info("launcher was told to start QEMU", "podUID", string(in.Spec.PodUID))
 	return nil

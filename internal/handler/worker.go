@@ -293,7 +293,6 @@ func (w *worker) connect(ctx context.Context) error {
 	}
 	w.link = l
 	m.disconnected()
-	m.connected = true
 	m.hear(w.node.Now(), hello.State)
 	connections.Inc()
 	w.log.Info("connected to launcher", "phase", string(hello.State.Phase), "started", m.started())
