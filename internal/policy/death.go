@@ -17,6 +17,8 @@ const ComputeContainer = "compute"
 //   - the kubelet saw the compute container terminate. A pod phase written by
 //     garbage collection, or a status the kubelet made up for a container it does
 //     not know, has no container id and no end time and proves nothing;
+//   - the kubelet ended or refused the pod and no handler had claimed the instance,
+//     which it does before it starts anything;
 //   - the node carries the out-of-service taint, by which an administrator or a
 //     fencing agent vouches for its death;
 //   - the instance was called off before it was given to a node: no handler may
@@ -29,6 +31,9 @@ func Death(instance *v1alpha1.Instance, pod *corev1.Pod, node *corev1.Node) (v1a
 	}
 	if exit, ok := containerExit(pod); ok {
 		return exit, true
+	}
+	if instance != nil && instance.Status.PodUID == "" && instance.Status.Phase == v1alpha1.InstancePending && endedByKubelet(pod) {
+		return v1alpha1.Exit{Cause: ExitPodTerminated, Message: podMessage(pod)}, true
 	}
 	if OutOfService(node) {
 		return v1alpha1.Exit{Cause: ExitNodeFenced}, true
@@ -56,6 +61,34 @@ func containerExit(pod *corev1.Pod) (v1alpha1.Exit, bool) {
 		return exit, true
 	}
 	return v1alpha1.Exit{}, false
+}
+
+// endedByKubelet tells the end of a pod that the kubelet reported from one that
+// garbage collection wrote for a node that does not answer. The kubelet gives a
+// reason when it refuses a pod, and lists every container as terminated when it has
+// ended one.
+func endedByKubelet(pod *corev1.Pod) bool {
+	if pod == nil || (pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded) {
+		return false
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue && c.Reason != corev1.PodReasonTerminationByKubelet {
+			return false
+		}
+	}
+	for _, c := range pod.Status.ContainerStatuses {
+		if c.State.Terminated == nil {
+			return false
+		}
+	}
+	return len(pod.Status.ContainerStatuses) > 0 || pod.Status.Reason != ""
+}
+
+func podMessage(pod *corev1.Pod) string {
+	if pod.Status.Message != "" {
+		return pod.Status.Message
+	}
+	return pod.Status.Reason
 }
 
 // OutOfService says whether somebody vouches that a node is powered off.

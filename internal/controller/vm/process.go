@@ -87,9 +87,9 @@ func pod(w *world) (steps.Outcome, steps.Act) {
 	case !w.live():
 		return steps.Outcome{}, steps.Delete{Object: w.pod, Finalizer: v1alpha2.FinalizerPodProtection,
 			Now: policy.OutOfService(w.node)}
-	case w.instanceLost() && w.pod.DeletionTimestamp == nil:
-		// Without its Instance no handler can end the process; the kubelet still can.
-		// The finalizer stays until there is proof.
+	case w.mustEnd() && w.unclaimed() && w.pod.DeletionTimestamp == nil:
+		// No handler has the process in hand, so the kubelet ends the pod. The finalizer
+		// stays until there is proof.
 		return steps.Outcome{}, steps.Delete{Object: w.pod}
 	case w.pod.DeletionTimestamp != nil:
 		return steps.Outcome{}, nil
@@ -98,6 +98,14 @@ func pod(w *world) (steps.Outcome, steps.Act) {
 		return steps.Outcome{}, w.act.relabel(w.pod, fresh)
 	}
 	return steps.Outcome{}, nil
+}
+
+// unclaimed is true while no handler has taken up the recorded process, or none can
+// any more because its Instance was torn away. An Instance without a node needs no
+// handler to be over.
+func (w *world) unclaimed() bool {
+	return w.instance == nil || (w.instance.Spec.NodeName != "" && w.instance.Spec.Power != v1alpha1.PowerOn &&
+		w.instance.Status.PodUID == "" && w.instance.Status.Phase == v1alpha1.InstancePending)
 }
 
 // running is the condition users look at first.
