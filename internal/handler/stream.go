@@ -66,7 +66,8 @@ type session struct {
 // terminal left open somewhere must not lock everybody out.
 func (w *worker) serveSerial(rw http.ResponseWriter, r *http.Request) {
 	mine := w.takeConsole()
-	defer close(mine.done)
+	release := sync.OnceFunc(func() { close(mine.done) })
+	defer release()
 	qemu, client := w.open(rw, r, serialSocket)
 	if client == nil {
 		return
@@ -76,12 +77,32 @@ func (w *worker) serveSerial(rw http.ResponseWriter, r *http.Request) {
 	go func() {
 		select {
 		case <-mine.evicted:
-			_ = client.TakeOver("another client has opened the console")
+			// The successor waits for QEMU's socket only, not for the goodbyes of
+			// a client that may not be there any more.
 			_ = qemu.Close()
+			release()
+			_ = client.TakeOver("another client has opened the console")
 		case <-ended:
 		}
 	}()
-	w.copy(client, qemu, "console")
+	w.copy(evictable{client, mine.evicted}, qemu, "console")
+}
+
+// evictable leaves the last word to an eviction: a close in good order would tell
+// the client to come back.
+type evictable struct {
+	*stream.Conn
+	evicted <-chan struct{}
+}
+
+// Close closes the stream unless that is being done already.
+func (c evictable) Close() error {
+	select {
+	case <-c.evicted:
+		return nil
+	default:
+		return c.Conn.Close()
+	}
 }
 
 // takeConsole makes the caller the holder and waits until the former one has let
@@ -128,7 +149,7 @@ func (w *worker) open(rw http.ResponseWriter, r *http.Request, socket string) (*
 	return qemu, client
 }
 
-func (w *worker) copy(client *stream.Conn, guest stream.Duplex, kind string) {
+func (w *worker) copy(client, guest stream.Duplex, kind string) {
 	streams.WithLabelValues(kind).Inc()
 	defer streams.WithLabelValues(kind).Dec()
 	if err := stream.Copy(client, guest); err != nil && !errors.Is(err, stream.ErrTakenOver) {
