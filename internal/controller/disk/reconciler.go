@@ -24,6 +24,7 @@ import (
 	"orlop.dev/orlop/internal/attempt"
 	"orlop.dev/orlop/internal/importer"
 	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
 	"orlop.dev/orlop/internal/steps"
 	"orlop.dev/orlop/internal/storageclass"
@@ -253,8 +254,8 @@ func (r *Reconciler) observePods(ctx context.Context, w *world) error {
 	return nil
 }
 
-// observeMachines finds who refers to the disk and who holds it. A process that is
-// proven dead holds nothing.
+// observeMachines finds who refers to the disk and who holds it: by a process that
+// is not proven dead, or by the lock on the disk itself.
 func (r *Reconciler) observeMachines(ctx context.Context, w *world) error {
 	machines := &v1alpha2.VirtualMachineList{}
 	err := r.Client.List(ctx, machines, client.InNamespace(w.disk.Namespace), client.MatchingFields{machinesByDisk: w.disk.Name})
@@ -272,6 +273,18 @@ func (r *Reconciler) observeMachines(ctx context.Context, w *world) error {
 	for i := range instances.Items {
 		if in := &instances.Items[i]; in.Status.Exit == nil {
 			w.holders = append(w.holders, in.Spec.VirtualMachine.Name)
+		}
+	}
+	name, uid := policy.DiskHolder(w.disk)
+	if name != "" {
+		// A machine takes the disk before its process exists; one that is gone holds nothing.
+		vm := &v1alpha2.VirtualMachine{}
+		err := r.Client.Get(ctx, types.NamespacedName{Namespace: w.disk.Namespace, Name: name}, vm)
+		if client.IgnoreNotFound(err) != nil {
+			return err
+		}
+		if err == nil && vm.UID == uid {
+			w.holders = append(w.holders, name)
 		}
 	}
 	w.holders = sorted(w.holders)
