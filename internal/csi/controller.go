@@ -336,7 +336,7 @@ func (c *Controller) release(id string) error {
 	if busy {
 		return status.Errorf(codes.FailedPrecondition, "volume %s is in use", id)
 	}
-	if err := d.Detach(); err != nil {
+	if err := d.DetachStack(); err != nil {
 		return status.Errorf(codes.Internal, "release volume: %v", err)
 	}
 	return nil

@@ -233,7 +233,8 @@ func (n *Node) forget(id string) error {
 	if err != nil || d == nil {
 		return err
 	}
-	return d.Detach()
+	// Nobody has it staged, so whatever is stacked upon it was left by the dead.
+	return d.DetachStack()
 }
 
 // NodePublishVolume makes a staged volume visible to a pod.

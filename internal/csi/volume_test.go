@@ -418,6 +418,23 @@ func TestPowerCut(t *testing.T) {
 	wantFile(t, b+"/f", "kept")
 }
 
+// TestPowerCutWithABlockVolume leaves behind what kubelet stacks upon the device.
+func TestPowerCutWithABlockVolume(t *testing.T) {
+	d := startDriver(t)
+	n := remoteNode{d.node}
+	v := d.make(t, "v", 64*mib, raw(), nil)
+	d.use(t, n, v.GetVolumeId(), "a", raw())
+	stacked, err := loopdev.Attach(d.device(t, v.GetVolumeId()).Path(), "left by the dead")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.release(t, n, v.GetVolumeId(), "a")
+	if dev := d.device(t, v.GetVolumeId()); dev != nil {
+		t.Errorf("%s is still attached", dev.Path())
+		_ = stacked.Detach()
+	}
+}
+
 func TestCapacityIsBounded(t *testing.T) {
 	d := startDriver(t)
 	r, err := d.controller.GetCapacity(t.Context(), &csi.GetCapacityRequest{})

@@ -224,33 +224,36 @@ func (d Device) Detach() error {
 	return nil
 }
 
-// DetachAll detaches every device whose label starts with the prefix, and the
-// devices that others stacked upon those (kubelet keeps one on each raw block
-// volume that a pod uses). What is stacked goes first.
+// DetachStack detaches the devices that others have stacked upon this one, and
+// then this one. kubelet keeps such a device on each raw block volume that a pod
+// uses, and leaves it behind when its node loses power.
+func (d Device) DetachStack() error {
+	all, err := list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	own := d.rdev()
+	for _, other := range all {
+		if own != 0 && other.backingRdev == own {
+			errs = append(errs, other.Detach())
+		}
+	}
+	return errors.Join(append(errs, d.Detach())...)
+}
+
+// DetachAll detaches every device whose label starts with the prefix, and what is
+// stacked upon those.
 func DetachAll(prefix string) error {
 	all, err := list()
 	if err != nil {
 		return err
 	}
-	ours := map[uint64]bool{}
-	var labelled, stacked []Device
+	var errs []error
 	for _, d := range all {
 		if strings.HasPrefix(d.Label, prefix) {
-			labelled = append(labelled, d)
-			ours[d.rdev()] = true
+			errs = append(errs, d.DetachStack())
 		}
-	}
-	for _, d := range all {
-		if d.backingRdev != 0 && ours[d.backingRdev] {
-			stacked = append(stacked, d)
-		}
-	}
-	// The store's own device was attached before those of its volumes, but a
-	// number may have been used again; detaching is lazy, so order only saves time.
-	slices.Reverse(labelled)
-	var errs []error
-	for _, d := range append(stacked, labelled...) {
-		errs = append(errs, d.Detach())
 	}
 	return errors.Join(errs...)
 }
