@@ -21,6 +21,7 @@ func Setup(m ctrl.Manager, platform settings.Platform) error {
 		"VirtualMachineOperation":      operations,
 		"VirtualMachineIPAddress":      addresses,
 		"VirtualMachineIPAddressLease": leases,
+		"ModuleConfig":                 moduleConfigs,
 	} {
 		if err := add(m, platform); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
