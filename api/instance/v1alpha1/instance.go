@@ -101,8 +101,10 @@ type InstanceSpec struct {
 
 // VirtualMachineReference names the owning VirtualMachine in the same namespace.
 type VirtualMachineReference struct {
-	Name string    `json:"name"`
-	UID  types.UID `json:"uid"`
+	// Name of the machine.
+	Name string `json:"name"`
+	// UID of the machine.
+	UID types.UID `json:"uid"`
 }
 
 // Accelerator is how QEMU runs guest code.
@@ -182,6 +184,7 @@ type VolumeSource struct {
 
 // PersistentVolumeClaimSource is a disk on a PVC.
 type PersistentVolumeClaimSource struct {
+	// ClaimName is the claim in the same namespace.
 	ClaimName string `json:"claimName"`
 	// Mode is "Filesystem" (a qcow2 file named disk.qcow2 in the root of the volume)
 	// or "Block" (raw bytes on the device).
@@ -326,14 +329,16 @@ const (
 
 // Exit is proof of death: it is written only after waitpid.
 type Exit struct {
+	// Cause in one word.
 	Cause ExitCause `json:"cause"`
 	// Code is the exit status, or 128 + signal number.
 	// +optional
 	Code int32 `json:"code,omitempty"`
 	// Message is the last line QEMU wrote to stderr, at most 1024 bytes.
 	// +optional
-	Message string      `json:"message,omitempty"`
-	Time    metav1.Time `json:"time"`
+	Message string `json:"message,omitempty"`
+	// Time at which it was reaped.
+	Time metav1.Time `json:"time"`
 }
 
 // InstanceStatus is written by the handler of the node only.
@@ -364,12 +369,14 @@ type InstanceStatus struct {
 	// +listType=map
 	// +listMapKey=id
 	Disks []DiskStatus `json:"disks,omitempty"`
+	// ObservedGeneration is the last metadata.generation the handler acted on.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 }
 
 // DiskStatus is the state of one block device in the running guest.
 type DiskStatus struct {
+	// ID of the device in spec.machine.disks.
 	ID string `json:"id"`
 	// Attached is true once the guest can see the device.
 	Attached bool `json:"attached"`
