@@ -31,8 +31,6 @@ import (
 	"orlop.dev/orlop/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
-
 const patience = 20 * time.Second
 
 // world of the tests: a namespace with one ready disk, a node and the controllers.
@@ -52,6 +50,16 @@ func newStage(t *testing.T) *stage {
 	t.Cleanup(func() {
 		_ = s.client.Delete(context.Background(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.node}})
 	})
+	s.furnish()
+	s.disk("root")
+	s.controllers(api)
+	return s
+}
+
+// furnish makes the settings and the class.
+func (s *stage) furnish() {
+	s.t.Helper()
+	t := s.t
 	config := &deckhousev1alpha1.ModuleConfig{
 		ObjectMeta: metav1.ObjectMeta{Name: "virtualization", Annotations: map[string]string{v1alpha2.AnnotationAllowEmulation: "true"}},
 	}
@@ -65,9 +73,6 @@ func newStage(t *testing.T) *stage {
 	if err := s.client.Create(t.Context(), generic); err != nil && !apierrors.IsAlreadyExists(err) {
 		t.Fatal(err)
 	}
-	s.disk("root")
-	s.controllers(api)
-	return s
 }
 
 // controllers runs the ones that a machine needs until the test ends.

@@ -163,6 +163,9 @@ func failure(r v1alpha2.InstanceRecord) string {
 
 // guestState tells what the handler last saw.
 func guestState(i *v1alpha1.Instance) steps.Outcome {
+	if i.Status.Exit != nil {
+		return steps.Waiting(v1alpha2.MachineReasonNotRunning, "The process has ended")
+	}
 	switch i.Status.Phase {
 	case v1alpha1.InstanceRunning:
 		return steps.Done(v1alpha2.MachineReasonRunning, "")
