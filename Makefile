@@ -100,28 +100,31 @@ clean: ## remove everything built here
 test: unit integration test-qemu e2e ## run all four levels of tests
 
 .PHONY: unit
-unit: check-go qemu ## test without a cluster, with the race detector
-	$(TEST) -race ./api/... ./cmd/... ./images/... ./internal/...
+unit: check-go embedded qemu ## test packages without a cluster, with the race detector
+	$(TEST) -race ./api/... ./charts/... ./cmd/... ./config/... ./images/... ./internal/...
+
+# Packages with tests that want an API server of their own.
+INTEGRATION = $(sort $(dir $(shell grep -rl --include=*_test.go '^//go:build integration' internal test)))
 
 .PHONY: integration
-integration: embedded ## test against a real kube-apiserver and etcd
-	$(TEST) -timeout 15m ./test/integration/...
+integration: check-go embedded ## test controllers against a real kube-apiserver and etcd
+	$(TEST) -tags integration -timeout 15m $(addprefix ./,$(INTEGRATION))
 
 .PHONY: test-qemu
-test-qemu: guests ## test against a real QEMU with a tiny guest
-	$(TEST) -timeout 20m ./test/qemu/...
+test-qemu: guests ## test the machine against a real QEMU with a tiny guest
+	$(TEST) -timeout 20m -count=1 ./test/qemu/...
 
 .PHONY: e2e
 e2e: deps build images guests ## test user stories on an embedded cluster of its own
-	$(TEST) -tags e2e -timeout 40m -count=1 -v ./test/e2e/...
+	$(TEST) -tags e2e -timeout 60m -count=1 -p 1 ./test/e2e/...
 
 .PHONY: bench-start
-bench-start: up guests ## measure the start of a guest against QEMU alone
+bench-start: up guests ## measure the start of a guest against QEMU alone, on the cluster of `make up`
 	$(GO) run ./test/bench/start
 
 .PHONY: lint
 lint: check-go ## run the linters
-	$(TOOL) golangci-lint run ./...
+	$(TOOL) golangci-lint run --build-tags e2e,integration ./...
 
 .PHONY: verify
 verify: generate fmt lint unit ## what every commit must pass: generated and formatted, linted, unit-tested
