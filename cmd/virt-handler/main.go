@@ -119,13 +119,15 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, *runtime.Scheme, 
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, nil, fmt.Errorf("build scheme: %w", err)
 	}
-	ok := &healthz.Handler{}
 	m, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                 scheme,
 		HealthProbeBindAddress: "0", // with the metrics, on one port
 		Metrics: metricsserver.Options{
 			BindAddress:   o.healthAddr,
-			ExtraHandlers: map[string]http.Handler{"/healthz": ok, "/readyz": ok},
+			ExtraHandlers: map[string]http.Handler{
+				"/healthz": http.StripPrefix("/healthz", &healthz.Handler{}),
+				"/readyz":  http.StripPrefix("/readyz", &healthz.Handler{}),
+			},
 		},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),

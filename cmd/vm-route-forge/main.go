@@ -60,10 +60,10 @@ func run(ctx context.Context, node, health string) error {
 		Metrics: metricsserver.Options{
 			BindAddress: health,
 			ExtraHandlers: map[string]http.Handler{
-				"/healthz": &healthz.Handler{},
-				"/readyz": &healthz.Handler{Checks: map[string]healthz.Checker{
+				"/healthz": http.StripPrefix("/healthz", &healthz.Handler{}),
+				"/readyz": http.StripPrefix("/readyz", &healthz.Handler{Checks: map[string]healthz.Checker{
 					"routes": func(*http.Request) error { return forge.Ready() },
-				}},
+				}}),
 			},
 		},
 		Cache: cache.Options{DefaultTransform: routing.Strip()},
