@@ -40,19 +40,13 @@ var converter = Pick{
 	Paths: []string{"/usr/bin/qemu-img", certificates},
 }
 
-// filesystems are the tools with which a CSI node makes, checks, mounts and grows
-// file systems.
+// filesystems are the tools with which a CSI node makes, checks and grows file
+// systems; it mounts and attaches loop devices by itself.
 var filesystems = Pick{
 	Root: base,
 	Paths: []string{
-		"/etc/mke2fs.conf",
-		"/usr/bin/cp", "/usr/bin/findmnt", "/usr/bin/lsblk", "/usr/bin/mount", "/usr/bin/umount",
-		"/usr/sbin/blkid", "/usr/sbin/blockdev", "/usr/sbin/fsck", "/usr/sbin/losetup", "/usr/sbin/swapoff",
-		"/usr/sbin/dumpe2fs", "/usr/sbin/e2fsck", "/usr/sbin/fsck.ext4", "/usr/sbin/mke2fs", "/usr/sbin/mkfs.ext4", "/usr/sbin/resize2fs",
-		"/usr/sbin/fsck.xfs", "/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_db", "/usr/sbin/xfs_info", "/usr/sbin/xfs_admin",
-		"/usr/sbin/xfs_growfs", "/usr/sbin/xfs_io", "/usr/sbin/xfs_repair", "/usr/share/xfsprogs/*/*.conf",
-		// xfs_info, xfs_admin and fsck.xfs are shell scripts.
-		"/usr/bin/sh", "/usr/bin/dash",
+		"/etc/mke2fs.conf", "/usr/sbin/mkfs.ext4", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs",
+		"/usr/sbin/mkfs.xfs", "/usr/sbin/xfs_growfs", "/usr/sbin/xfs_repair",
 	},
 }
 
@@ -70,7 +64,7 @@ var catalog = []Image{
 	ours("virtualization-api", ordinaryUser),
 	ours("vm-route-forge", root),
 	ours("dvcr", ordinaryUser),
-	withRoot(ours("virt-handler", root), emulator),
+	ours("virt-handler", root),
 	withRoot(ours("virt-launcher", qemuUser), emulator),
 	withRoot(ours("dvcr-importer", ordinaryUser), converter),
 	{
