@@ -123,7 +123,7 @@ func newManager(config *rest.Config, o options) (ctrl.Manager, *runtime.Scheme, 
 		Scheme:                 scheme,
 		HealthProbeBindAddress: "0", // with the metrics, on one port
 		Metrics: metricsserver.Options{
-			BindAddress:   o.healthAddr,
+			BindAddress: o.healthAddr,
 			ExtraHandlers: map[string]http.Handler{
 				"/healthz": http.StripPrefix("/healthz", &healthz.Handler{}),
 				"/readyz":  http.StripPrefix("/readyz", &healthz.Handler{}),
