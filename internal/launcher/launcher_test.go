@@ -189,7 +189,7 @@ func (f *fixture) start(ctx context.Context, role string) error {
 			CPU:    v1alpha1.CPU{Model: "max", Sockets: 1, CoresPerSocket: 1},
 			Memory: v1alpha1.Memory{Size: resource.MustParse("64Mi")},
 		},
-		GracePeriodSeconds: 1,
+		GracePeriodSeconds: 30,
 	}, nil)
 }
 
