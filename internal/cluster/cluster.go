@@ -36,6 +36,8 @@ const DefaultRoot = "/var/lib/orlop"
 // DefaultName is the cluster that commands mean without --name.
 const DefaultName = "orlop"
 
+var errNeedsRoot = errors.New("the embedded cluster needs root: run the command with sudo")
+
 var namePattern = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,8}[a-z0-9])?$`)
 
 // Options say which cluster, and where its parts come from.
@@ -100,7 +102,11 @@ func Open(o Options) (*Cluster, error) {
 		name: o.Name, root: root, dir: filepath.Join(root, o.Name), source: o.Source, images: o.Images,
 		progress: progress{out: o.Out, now: o.Now}, now: o.Now, digests: map[string]string{}, started: map[string]time.Time{},
 	}
-	if c.state, err = readState(c.dir); err != nil {
+	c.state, err = readState(c.dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, errNeedsRoot
+	}
+	if err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -116,7 +122,7 @@ func (c *Cluster) missing() error {
 // inspect looks at the host and refuses what cannot work, with what to do.
 func (c *Cluster) inspect() error {
 	if os.Geteuid() != 0 {
-		return errors.New("the embedded cluster needs root: run the command with sudo")
+		return errNeedsRoot
 	}
 	var err error
 	if c.cgroups, err = findCgroups(); err != nil {
@@ -143,20 +149,51 @@ func totalMemory() (int64, error) {
 	return kib << 10, nil
 }
 
-// create makes the state of a new cluster, or takes over what a repeated up asks for.
-// The lock on the root keeps two new clusters from choosing the same addresses.
-func (c *Cluster) create(nodes, nodeCPUs int) error {
-	if err := os.MkdirAll(c.root, 0o755); err != nil {
-		return fmt.Errorf("create state directory: %w", err)
+// create makes the state of a new cluster, or takes over what a repeated up asks for,
+// and returns with the cluster's lock taken.
+func (c *Cluster) create(nodes, nodeCPUs int) (unlock func(), err error) {
+	if unlock, err = c.lockDir(); err != nil {
+		return nil, err
 	}
-	unlock, err := lock(c.root)
+	if err = c.fill(nodes, nodeCPUs); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// lockDir makes and locks the cluster's directory and reads its state again, which
+// may have changed while somebody else had the lock. If that was a down, the locked
+// directory is no longer the one that is there.
+func (c *Cluster) lockDir() (func(), error) {
+	for {
+		if err := os.MkdirAll(c.dir, 0o700); err != nil {
+			return nil, fmt.Errorf("create state directory: %w", err)
+		}
+		unlock, same, err := lock(c.dir, func() { c.progress.note("waiting for another command on cluster %s", c.name) })
+		if err != nil {
+			return nil, err
+		}
+		if !same {
+			unlock()
+			continue
+		}
+		if c.state, err = readState(c.dir); err != nil {
+			unlock()
+			return nil, err
+		}
+		return unlock, nil
+	}
+}
+
+// fill completes the state. The lock on the root keeps two new clusters from choosing
+// the same addresses.
+func (c *Cluster) fill(nodes, nodeCPUs int) error {
+	unlock, _, err := lock(c.root, nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if c.state, err = readState(c.dir); err != nil {
-		return err
-	}
 	if c.state == nil {
 		used, err := usedRanges()
 		if err != nil {
@@ -173,10 +210,6 @@ func (c *Cluster) create(nodes, nodeCPUs int) error {
 		c.state = &state{Name: c.name, Nodes: 1, Addresses: plan, Boxes: map[string]processRef{}}
 		if err := os.MkdirAll(filepath.Join(c.dir, "shared"), 0o755); err != nil {
 			return fmt.Errorf("create state directory: %w", err)
-		}
-		// Volumes and logs of the cluster are nobody else's business.
-		if err := os.Chmod(c.dir, 0o700); err != nil {
-			return fmt.Errorf("protect state directory: %w", err)
 		}
 	}
 	if nodes > 0 {
@@ -217,14 +250,15 @@ func (c *Cluster) Down(ctx context.Context) error {
 		return err
 	}
 	if c.state != nil {
-		unlock, err := lock(c.dir)
+		unlock, err := c.lockDir()
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		if err := forgetKubeconfigs(c.name, c.state.Kubeconfigs); err != nil {
-			return err
-		}
+	}
+	var kubeconfigs []string
+	if c.state != nil {
+		kubeconfigs = c.state.Kubeconfigs
 	}
 	done := c.progress.step("removing cluster %s", c.name)
 	// Killing the inits first is the quick way; the groups then have whatever escaped.
@@ -237,9 +271,15 @@ func (c *Cluster) Down(ctx context.Context) error {
 		removeFirewall(ctx, c.name),
 		detachLoops(c.dir),
 		releaseSysctls(c.dir),
+		forgetKubeconfigs(c.name, kubeconfigs),
 	)
 	if err != nil {
 		return err
+	}
+	for _, ref := range c.refs() {
+		// The entry of a killed init stays until the namespace is taken apart and its
+		// parent has looked; a parent that never does is not ours to repair.
+		_ = poll(ctx, 5*time.Second, func(context.Context) error { return ref.gone() }, nil)
 	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove state directory: %w", err)

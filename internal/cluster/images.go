@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -28,6 +29,8 @@ const (
 	// pinnedLabel keeps kubelet from ever removing an image; it could not be pulled again.
 	pinnedLabel = "io.cri-containerd.pinned"
 	snapshotter = "overlayfs"
+	// registryName begins the references of our images; no such registry exists.
+	registryName = "orlop.internal/"
 )
 
 // findReferences learns the references of our images from the layouts at hand, which
@@ -50,7 +53,7 @@ func (c *Cluster) imageRef(name string) string {
 	if reference := c.references[name]; reference != "" {
 		return reference
 	}
-	return "orlop.internal/" + name + ":" + version.Version()
+	return registryName + name + ":" + version.Version()
 }
 
 // layoutImage is one image of a directory with an OCI layout.
@@ -119,7 +122,57 @@ func loadImages(ctx context.Context, socket string, wanted []layoutImage, progre
 		}
 		loaded = append(loaded, image.name)
 	}
-	return loaded, nil
+	return loaded, pruneImages(ctx, client, wanted)
+}
+
+// keptBuilds is how many builds of one image stay on a node. The newest is wanted;
+// workloads may name an older one until they are upgraded.
+const keptBuilds = 3
+
+// pruneImages removes our images of builds long gone. Kubelet would never do it,
+// because they are pinned.
+func pruneImages(ctx context.Context, client *containerd.Client, wanted []layoutImage) error {
+	all, err := client.ImageService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	containers, err := client.ContainerService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	used := map[string]bool{}
+	for _, container := range containers {
+		used[container.Image] = true
+	}
+	for _, image := range wanted {
+		used[image.name] = true
+	}
+	for _, name := range outdated(all, used) {
+		if err := client.ImageService().Delete(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("remove image %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// outdated chooses the images to remove: ours, not in use, older than the newest few
+// of the same name.
+func outdated(all []containerimages.Image, used map[string]bool) []string {
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b containerimages.Image) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	builds := map[string]int{}
+	var names []string
+	for _, image := range all {
+		name, _, ours := strings.Cut(strings.TrimPrefix(image.Name, registryName), ":")
+		if !ours || !strings.HasPrefix(image.Name, registryName) {
+			continue
+		}
+		builds[name]++
+		if builds[name] > keptBuilds && !used[image.Name] {
+			names = append(names, image.Name)
+		}
+	}
+	return names
 }
 
 // loadImage copies the blobs that are missing, names the image and unpacks it.

@@ -87,15 +87,29 @@ func writeFile(path string, text []byte, mode fs.FileMode) error {
 
 // lock takes an exclusive lock on a directory, released by the returned function or
 // by the end of the process. A directory needs no lock file that would stay behind.
-func lock(dir string) (unlock func(), err error) {
+// waiting is called if somebody else has it; same says whether the directory that was
+// locked in the end still is the one with that path.
+func lock(dir string, waiting func()) (unlock func(), same bool, err error) {
 	file, err := os.Open(dir)
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, false, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		if waiting != nil {
+			waiting()
+		}
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
 	}
-	return func() { _ = file.Close() }, nil
+	if err != nil {
+		return nil, false, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())
+	}
+	locked, err := file.Stat()
+	if err != nil {
+		return nil, false, errors.Join(fmt.Errorf("lock %s: %w", dir, err), file.Close())
+	}
+	there, err := os.Stat(dir)
+	return func() { _ = file.Close() }, err == nil && os.SameFile(locked, there), nil
 }
 
 // bootID identifies the host's present boot.
@@ -134,6 +148,15 @@ func (r processRef) alive() bool {
 	}
 	start, zombie, err := processStart(r.PID)
 	return err == nil && !zombie && start == r.Start
+}
+
+// gone says that not even an entry of that process is left.
+func (r processRef) gone() error {
+	start, _, err := processStart(r.PID)
+	if err == nil && start == r.Start && r.PID != 0 {
+		return fmt.Errorf("process %d is still there", r.PID)
+	}
+	return nil
 }
 
 // processStart reads a process's start time (field 22 of its stat) and whether it

@@ -48,7 +48,7 @@ func useSysctls(user string) error {
 	if err := os.MkdirAll(sysctlDir, 0o755); err != nil {
 		return fmt.Errorf("record sysctls: %w", err)
 	}
-	unlock, err := lock(sysctlDir)
+	unlock, _, err := lock(sysctlDir, nil)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func releaseSysctls(user string) error {
 	if _, err := os.Stat(sysctlFile); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	unlock, err := lock(sysctlDir)
+	unlock, _, err := lock(sysctlDir, nil)
 	if err != nil {
 		return err
 	}

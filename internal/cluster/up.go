@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -55,10 +56,7 @@ func (c *Cluster) up(ctx context.Context, o UpOptions) error {
 	if o.Nodes > maxNodes {
 		return fmt.Errorf("%d nodes are too many: at most %d", o.Nodes, maxNodes)
 	}
-	if err := c.create(o.Nodes, o.NodeCPUs); err != nil {
-		return err
-	}
-	unlock, err := lock(c.dir)
+	unlock, err := c.create(o.Nodes, o.NodeCPUs)
 	if err != nil {
 		return err
 	}
@@ -318,14 +316,28 @@ func (c *Cluster) awaitAPI(ctx context.Context, connection *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
+	control := controlBox(c.name)
 	err = poll(ctx, 2*time.Minute, func(ctx context.Context) error {
 		return api.Get().AbsPath("/readyz").Do(ctx).Error()
-	}, nil)
+	}, func(error) bool { return !c.failing(ctx, control, "kube-apiserver", "etcd") })
 	if err != nil {
-		return explained(fmt.Errorf("wait for the API server: %w", err), controlBox(c.name), "kube-apiserver", "etcd")
+		return explained(fmt.Errorf("wait for the API server: %w", err), control, "kube-apiserver", "etcd")
 	}
 	done("ready at %s", c.server())
 	return nil
+}
+
+// failing says whether one of the components keeps ending, so that there is no point
+// in waiting for it: after this many starts its own words are more useful.
+func (c *Cluster) failing(ctx context.Context, boxName string, components ...string) bool {
+	const enough = 5
+	status, err := box.GetStatus(ctx, c.boxDir(boxName))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Components, func(s box.ComponentStatus) bool {
+		return slices.Contains(components, s.Name) && s.PID == 0 && s.Restarts >= enough
+	})
 }
 
 func newClient(connection *rest.Config) (client.Client, error) {
@@ -379,7 +391,7 @@ func (c *Cluster) awaitNodes(ctx context.Context, kube client.Client) error {
 				return err
 			}
 			return readiness(node, lease, c.started[name])
-		}, nil)
+		}, func(error) bool { return !c.failing(ctx, name, "kubelet", "containerd") })
 		if err != nil {
 			return explained(fmt.Errorf("wait for node %s: %w", name, err), name, "kubelet", "containerd")
 		}
