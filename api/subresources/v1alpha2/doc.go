@@ -6,6 +6,7 @@
 // the other types are the query parameters of its stream subresources.
 //
 // +kubebuilder:object:generate=true
+// +kubebuilder:skip
 // +groupName=subresources.virtualization.deckhouse.io
 // +k8s:openapi-gen=true
 package v1alpha2

@@ -150,7 +150,7 @@ func (k *Keeper) addWebhookFollower(m manager.Manager, watched cache.Cache) erro
 }
 
 func (k *Keeper) addRequests(m manager.Manager, watched cache.Cache) error {
-	c, err := controller.New("handler-certificates", m, controller.Options{Reconciler: &requests{keeper: k, reader: watched}})
+	c, err := controller.New("handler-certificates", m, controller.Options{Reconciler: &requests{keeper: k}})
 	if err != nil {
 		return fmt.Errorf("make controller: %w", err)
 	}

@@ -212,7 +212,7 @@ func TestHandlerRequests(t *testing.T) {
 			if err := asHandler.Create(t.Context(), csr); err != nil {
 				t.Fatal(err)
 			}
-			r := &requests{keeper: k, reader: k.client}
+			r := &requests{keeper: k}
 			for range 2 { // a second pass changes nothing
 				if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(csr)}); err != nil {
 					t.Fatal(err)

@@ -32,7 +32,6 @@ func (r refusal) Error() string { return string(r) }
 // requests approves and signs certificate requests of handlers.
 type requests struct {
 	keeper *Keeper
-	reader client.Reader
 }
 
 // +kubebuilder:rbac:groups=certificates.k8s.io,resources=certificatesigningrequests,verbs=get;list;watch
@@ -44,7 +43,8 @@ type requests struct {
 // Reconcile brings one certificate request to its end.
 func (r *requests) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	csr := &certificatesv1.CertificateSigningRequest{}
-	if err := r.reader.Get(ctx, request.NamespacedName, csr); err != nil {
+	// Not from the cache: it may not know of the approval or certificate of the last pass.
+	if err := r.keeper.client.Get(ctx, request.NamespacedName, csr); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if csr.Spec.SignerName != HandlerSigner || len(csr.Status.Certificate) > 0 || has(csr, certificatesv1.CertificateDenied) || has(csr, certificatesv1.CertificateFailed) {
