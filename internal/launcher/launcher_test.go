@@ -77,16 +77,16 @@ func beQEMU() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	s := qmptest.Serve(conn)
 	finish := make(chan int, 1)
-	for _, command := range []string{"set-action", "query-block"} {
-		s.Handle(command, func(json.RawMessage) (any, error) {
-			if command == "query-block" {
-				return []any{}, nil
-			}
-			return nil, nil
-		})
-	}
+	qmptest.Serve(conn, func(s *qmptest.Server) { behave(role, s, finish) })
+	return <-finish
+}
+
+// behave answers what a launcher asks.
+func behave(role string, s *qmptest.Server, finish chan<- int) {
+	nothing := func(json.RawMessage) (any, error) { return nil, nil }
+	s.Handle("set-action", nothing)
+	s.Handle("query-block", func(json.RawMessage) (any, error) { return []any{}, nil })
 	s.Handle("query-status", func(json.RawMessage) (any, error) {
 		return map[string]any{"running": false, "status": "io-error"}, nil
 	})
@@ -94,15 +94,14 @@ func beQEMU() int {
 		go act(role, s, finish)
 		return nil, nil
 	})
-	s.Handle("system_powerdown", func(json.RawMessage) (any, error) {
-		if role == "deaf" {
+	s.Handle("system_powerdown", nothing)
+	if role != "deaf" {
+		s.Handle("system_powerdown", func(json.RawMessage) (any, error) {
+			s.Emit("SHUTDOWN", map[string]any{"guest": true, "reason": "guest-shutdown"})
+			finish <- 0
 			return nil, nil
-		}
-		s.Emit("SHUTDOWN", map[string]any{"guest": true, "reason": "guest-shutdown"})
-		finish <- 0
-		return nil, nil
-	})
-	return <-finish
+		})
+	}
 }
 
 // act is what the guest does by itself once it runs.

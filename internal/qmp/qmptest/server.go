@@ -38,7 +38,7 @@ func New(t *testing.T) (*Server, net.Conn) {
 		t.Fatal(err)
 	}
 	server, client := fileConn(t, pair[0]), fileConn(t, pair[1])
-	s := Serve(server)
+	s := Serve(server, func(*Server) {})
 	t.Cleanup(func() {
 		_ = client.Close()
 		s.Close()
@@ -58,9 +58,11 @@ func fileConn(t *testing.T, fd int) net.Conn {
 }
 
 // Serve serves one connection, for a fake QEMU process that got it as a descriptor.
-func Serve(conn net.Conn) *Server {
+// The handlers that setup adds are there before the client can ask.
+func Serve(conn net.Conn, setup func(*Server)) *Server {
 	s := &Server{conn: conn, done: make(chan struct{}), handlers: map[string]Handler{}}
 	s.Handle("qmp_capabilities", func(json.RawMessage) (any, error) { return nil, nil })
+	setup(s)
 	s.write(map[string]any{"QMP": map[string]any{
 		"version":      map[string]any{"qemu": map[string]int{"major": 10, "minor": 0, "micro": 2}, "package": ""},
 		"capabilities": []string{},
