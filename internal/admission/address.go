@@ -37,7 +37,7 @@ func (w *address) ValidateCreate(ctx context.Context, a *v1alpha2.VirtualMachine
 		return nil, p.err()
 	}
 	if !policy.UsableAddress(wanted, ranges) {
-		p.add("spec.staticIP: %s is not in the ranges of ModuleConfig virtualization, or is the first or last address of one", wanted)
+		p.add("spec.staticIP: %s is not in the ranges of ModuleConfig virtualization, or is the network, router or broadcast address of one", wanted)
 	}
 	if err := w.free(ctx, &p, a, wanted); err != nil {
 		return nil, err

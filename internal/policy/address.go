@@ -6,7 +6,9 @@ import (
 	"strings"
 )
 
-// UsableAddress says whether an address may be given to a VM under these ranges.
+// UsableAddress says whether an address may be given to a VM under these ranges: not
+// the network's own address, not the guests' router after it, not the broadcast
+// address. A range of a single address has none of these.
 func UsableAddress(address netip.Addr, prefixes []netip.Prefix) bool {
 	for _, prefix := range prefixes {
 		prefix = prefix.Masked()
@@ -18,7 +20,7 @@ func UsableAddress(address netip.Addr, prefixes []netip.Prefix) bool {
 		}
 		size := uint32(1) << (32 - prefix.Bits())
 		n := number(address) - number(prefix.Addr())
-		return n != 0 && n != size-1
+		return n > 1 && n != size-1
 	}
 	return false
 }

@@ -123,15 +123,15 @@ func (p *Pool) mark(address netip.Addr, used bool) {
 	}
 }
 
-// lowestFree skips the first address (the guests' router) and the last (broadcast),
-// except in a range of a single address.
+// lowestFree skips the network's own address, the guests' router after it and the
+// broadcast address (policy.UsableAddress says the same of one address).
 func (r *addressRange) lowestFree() (netip.Addr, bool) {
-	first, last := uint32(1), r.size-2
-	if r.size <= 2 {
+	first, last := uint32(2), r.size-2
+	switch r.size {
+	case 1:
 		first, last = 0, 0
-		if r.size == 2 {
-			return netip.Addr{}, false
-		}
+	case 2:
+		return netip.Addr{}, false
 	}
 	for n := first; n <= last; {
 		word := r.used[n/64] | (1<<(n%64) - 1)

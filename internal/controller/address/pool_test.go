@@ -22,15 +22,15 @@ func TestPoolPromise(t *testing.T) {
 		taken  []string
 		want   string
 	}{
-		"the first address is the router, so the second is the lowest": {prefixes("10.66.10.0/24"), nil, "10.66.10.1"},
+		"the network and its router are skipped, so .2 is the lowest": {prefixes("10.66.10.0/24"), nil, "10.66.10.2"},
 		"a hole is filled before the end": {
-			prefixes("10.66.10.0/24"), []string{"10.66.10.1", "10.66.10.3"}, "10.66.10.2"},
+			prefixes("10.66.10.0/24"), []string{"10.66.10.2", "10.66.10.4"}, "10.66.10.3"},
 		"the last address is never given, the next range is used": {
-			prefixes("10.66.10.0/30", "10.66.20.0/24"), []string{"10.66.10.1", "10.66.10.2"}, "10.66.20.1"},
+			prefixes("10.66.10.0/30", "10.66.20.0/24"), []string{"10.66.10.2"}, "10.66.20.2"},
 		"a range of one address may be used":        {prefixes("10.66.10.7/32"), nil, "10.66.10.7"},
 		"a range of two has router and broadcast":   {prefixes("10.66.10.6/31"), nil, ""},
-		"nothing is left":                           {prefixes("10.66.10.0/30"), []string{"10.66.10.1", "10.66.10.2"}, ""},
-		"leases outside of the ranges do no harm":   {prefixes("10.66.10.0/24"), []string{"192.168.0.1"}, "10.66.10.1"},
+		"nothing is left":                           {prefixes("10.66.10.0/30"), []string{"10.66.10.2"}, ""},
+		"leases outside of the ranges do no harm":   {prefixes("10.66.10.0/24"), []string{"192.168.0.1"}, "10.66.10.2"},
 		"a taken single address is not given again": {prefixes("10.66.10.7/32"), []string{"10.66.10.7"}, ""},
 	}
 	for name, c := range cases {

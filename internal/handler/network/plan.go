@@ -61,7 +61,7 @@ func plan(r Request, pod, gateway netip.Addr, mtu int) (Plan, error) {
 		return Plan{}, fmt.Errorf("the pod has address %s instead of %s", pod, address)
 	}
 	p := Plan{MAC: r.MAC, MTU: mtu}
-	if r.CIDR.IsValid() {
+	if r.CIDR.IsValid() && r.CIDR.Bits() < 31 {
 		if !r.CIDR.Contains(address) {
 			return Plan{}, fmt.Errorf("address %s is not in %s", address, r.CIDR)
 		}
@@ -76,7 +76,7 @@ func plan(r Request, pod, gateway netip.Addr, mtu int) (Plan, error) {
 		}
 		return p, nil
 	}
-	if r.Address.IsValid() {
+	if r.Address.IsValid() && !r.CIDR.IsValid() {
 		return Plan{}, errors.New("a leased address without its range")
 	}
 	return podPlan(p, address, gateway), nil
