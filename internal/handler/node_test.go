@@ -64,8 +64,16 @@ func newTestNode(t *testing.T) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &testNode{t: t, client: c, namespace: s.Namespace(t), fs: podfs.Node{Root: t.TempDir(), KubeletDir: "/var/lib/kubelet"}}
-	return n
+	// A directory that the launcher's user can enter, other than the test's own.
+	root, err := os.MkdirTemp("", "orlop-handler-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(root) })
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &testNode{t: t, client: c, namespace: s.Namespace(t), fs: podfs.Node{Root: root, KubeletDir: "/var/lib/kubelet"}}
 }
 
 // run starts a handler and returns how to stop it.
@@ -126,14 +134,9 @@ func (n *testNode) pod() *pod {
 	return p
 }
 
-// launch starts the pod's launcher as a user, in the pod's cgroup or outside of it.
+// launch starts a fake launcher as a user, in the pod's cgroup or outside of it.
 func (p *pod) launch(t *testing.T, uid int, inCgroup bool) {
 	t.Helper()
-	run, err := os.Open(filepath.Join(p.dir, "volumes/kubernetes.io~empty-dir/run"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer run.Close()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -142,12 +145,26 @@ func (p *pod) launch(t *testing.T, uid int, inCgroup bool) {
 	binary := filepath.Join(os.TempDir(), "orlop-fake-launcher-"+string(p.uid))
 	sh(t, fmt.Sprintf("cp %s %s && chmod 755 %s", self, binary, binary))
 	t.Cleanup(func() { _ = os.Remove(binary) })
+	p.exec(t, uid, inCgroup, binary+" "+fakeLauncher)
+}
+
+// runDir is the pod's run directory.
+func (p *pod) runDir() string { return filepath.Join(p.dir, "volumes/kubernetes.io~empty-dir/run") }
+
+// exec starts a program as the pod's launcher.
+func (p *pod) exec(t *testing.T, uid int, inCgroup bool, program string) {
+	t.Helper()
+	run, err := os.Open(p.runDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer run.Close()
 	enter := ":"
 	if inCgroup {
 		enter = "echo $$ > " + cgroup(t, p.uid) + "/cgroup.procs"
 	}
-	p.launcher = exec.Command("sh", "-c", fmt.Sprintf(`%s; exec nsenter --net=/proc/%d/ns/net setpriv --reuid %d --regid %d --clear-groups %s %s`,
-		enter, p.netns.Process.Pid, uid, uid, binary, fakeLauncher))
+	p.launcher = exec.Command("sh", "-c", fmt.Sprintf(`%s; exec nsenter --net=/proc/%d/ns/net setpriv --reuid %d --regid %d --clear-groups %s`,
+		enter, p.netns.Process.Pid, uid, uid, program))
 	p.launcher.ExtraFiles = []*os.File{run}
 	p.launcher.Stderr = os.Stderr
 	if p.stdin, err = p.launcher.StdinPipe(); err != nil {
@@ -222,7 +239,7 @@ func (n *testNode) create(p *pod, name string) *v1alpha1.Instance {
 			VirtualMachine: v1alpha1.VirtualMachineReference{Name: "linux", UID: "vm-1"},
 			NodeName:       "node-1", PodUID: p.uid, Power: v1alpha1.PowerOn, GracePeriodSeconds: 5, RebootAction: v1alpha1.RebootReset,
 			Machine: v1alpha1.Machine{
-				Type: "pc-q35-10.0", Accelerator: v1alpha1.AcceleratorTCG, UUID: "vm-1", Hostname: "linux", Firmware: "BIOS",
+				Type: "pc-q35-10.0", Accelerator: v1alpha1.AcceleratorTCG, UUID: "5d1c6c4e-0000-4000-8000-000000000001", Hostname: "linux", Firmware: "BIOS",
 				CPU: v1alpha1.CPU{Model: "max", Sockets: 1, CoresPerSocket: 1}, Memory: v1alpha1.Memory{Size: resource.MustParse("256Mi")},
 				Disks: []v1alpha1.Disk{{ID: "vd-root", Bus: "scsi", Source: v1alpha1.VolumeSource{
 					PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimSource{ClaimName: claim.Name, Mode: "Filesystem"}}}},
