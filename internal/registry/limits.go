@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +52,7 @@ func (l limits) guard(next http.Handler) http.Handler {
 			body.broken = errFull
 		}
 		if body.broken != nil {
-			refuse(w, body.broken)
+			refuse(w, r.Body, body.broken)
 			return
 		}
 		r.Body = body
@@ -128,7 +130,7 @@ type overruling struct {
 func (o *overruling) WriteHeader(code int) {
 	if o.body.broken != nil {
 		o.refused = true
-		refuse(o.ResponseWriter, o.body.broken)
+		refuse(o.ResponseWriter, o.body.ReadCloser, o.body.broken)
 		return
 	}
 	o.ResponseWriter.WriteHeader(code)
@@ -145,8 +147,13 @@ func (o *overruling) Write(p []byte) (int, error) {
 // Unwrap lets http.ResponseController through.
 func (o *overruling) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 
-// refuse answers in the form the protocol has for errors.
-func refuse(w http.ResponseWriter, cause error) {
+// drainTime is how long a client that was refused may go on sending.
+const drainTime = 5 * time.Second
+
+// refuse answers in the form the protocol has for errors. The client is still
+// sending then: if we closed the connection at once, it would find it reset before
+// it reads why.
+func refuse(w http.ResponseWriter, body io.Reader, cause error) {
 	status, code := http.StatusRequestEntityTooLarge, "SIZE_INVALID"
 	if errors.Is(cause, errFull) {
 		status, code = http.StatusInsufficientStorage, "DENIED"
@@ -156,11 +163,16 @@ func refuse(w http.ResponseWriter, cause error) {
 		Message string `json:"message"`
 	}
 	raw, _ := json.Marshal(map[string][]entry{"errors": {{Code: code, Message: cause.Error()}}}) // cannot fail
+	stream := http.NewResponseController(w)
+	duplex := stream.EnableFullDuplex() == nil
 	h := w.Header()
-	h.Del("Content-Length")
+	h.Set("Content-Length", strconv.Itoa(len(raw)))
 	h.Set("Content-Type", "application/json")
-	// The rest of the body will not be read.
 	h.Set("Connection", "close")
 	w.WriteHeader(status)
 	_, _ = w.Write(raw) // the client has gone: nothing to do
+	if !duplex || stream.Flush() != nil || stream.SetReadDeadline(time.Now().Add(drainTime)) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, body)
 }

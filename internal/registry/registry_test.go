@@ -336,6 +336,29 @@ func TestRawUploads(t *testing.T) {
 	}
 }
 
+// TestUploadOutlivesTheProcess begins an upload, starts a new process on the same
+// volume and goes on.
+func TestUploadOutlivesTheProcess(t *testing.T) {
+	r := newRig(t, 1<<20, 0)
+	begun := r.send(r.request(http.MethodPost, "/v2/"+repository+"/blobs/uploads/", nil))
+	first := r.request(http.MethodPatch, begun.Header.Get("Location"), strings.NewReader("first half, "))
+	location := r.send(first).Header.Get("Location")
+
+	h, err := New(t.Context(), Config{Dir: r.dir, Keys: token.NewKeys(r.keyFile), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server.Config.Handler = h
+	digest, _, err := v1.SHA256(strings.NewReader("first half, second half"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := r.request(http.MethodPut, location+"&digest="+digest.String(), strings.NewReader("second half"))
+	if got := r.send(last).StatusCode; got != http.StatusCreated {
+		t.Errorf("status %d, want %d", got, http.StatusCreated)
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
