@@ -12,6 +12,8 @@ import (
 // those of the storage.
 const unknownError = "UNKNOWN"
 
+const uriKey = "http.request.uri"
+
 // errorHook carries what the protocol engine logs into our own log, except the
 // errors that are the client's: it looks for blobs before it sends them.
 type errorHook struct{}
@@ -27,10 +29,13 @@ func (errorHook) Fire(e *logrus.Entry) error {
 		return nil
 	}
 	attrs := []any{}
-	for _, key := range []string{"http.request.method", "http.request.uri", "err.code", "err.detail", "err.message"} {
+	for _, key := range []string{"http.request.method", uriKey, "err.code", "err.detail", "err.message"} {
 		if v, ok := e.Data[key]; ok {
-			// What follows the question mark is the signed state of an upload.
-			text, _, _ := strings.Cut(fmt.Sprint(v), "?")
+			text := fmt.Sprint(v)
+			if key == uriKey {
+				// What follows the question mark is the signed state of an upload.
+				text, _, _ = strings.Cut(text, "?")
+			}
 			attrs = append(attrs, key, text)
 		}
 	}
