@@ -23,6 +23,7 @@ import (
 const (
 	machinesByClaim = "address.claim"
 	leasesByClaim   = "address.lease"
+	claimsByAddress = "address.static"
 )
 
 // workers is how many claims are reconciled at a time.
@@ -42,7 +43,7 @@ func Setup(ctx context.Context, m ctrl.Manager) error {
 		Named("address").
 		For(&v1alpha2.VirtualMachineIPAddress{}).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
-		Watches(&v1alpha2.VirtualMachineIPAddressLease{}, handler.EnqueueRequestsFromMapFunc(ofLease)).
+		Watches(&v1alpha2.VirtualMachineIPAddressLease{}, handler.EnqueueRequestsFromMapFunc(claims.ofLease)).
 		Watches(&v1alpha2.VirtualMachine{}, handler.EnqueueRequestsFromMapFunc(ofMachine)).
 		Watches(&deckhousev1alpha1.ModuleConfig{}, handler.EnqueueRequestsFromMapFunc(claims.pending)).
 		Complete(claims)
@@ -60,6 +61,15 @@ func Setup(ctx context.Context, m ctrl.Manager) error {
 func Index(ctx context.Context, indexer client.FieldIndexer) error {
 	err := indexer.IndexField(ctx, &v1alpha2.VirtualMachine{}, machinesByClaim, func(o client.Object) []string {
 		return claimNames(o.(*v1alpha2.VirtualMachine))
+	})
+	if err != nil {
+		return err
+	}
+	err = indexer.IndexField(ctx, &v1alpha2.VirtualMachineIPAddress{}, claimsByAddress, func(o client.Object) []string {
+		if a := o.(*v1alpha2.VirtualMachineIPAddress).Spec.StaticIP; a != "" {
+			return []string{a}
+		}
+		return nil
 	})
 	if err != nil {
 		return err
@@ -101,12 +111,21 @@ func feed(ctx context.Context, m ctrl.Manager, pool *Pool) error {
 	return err
 }
 
-func ofLease(_ context.Context, o client.Object) []reconcile.Request {
-	ref := o.(*v1alpha2.VirtualMachineIPAddressLease).Spec.VirtualMachineIPAddressRef
-	if ref == nil || ref.Name == "" {
-		return nil
+// ofLease wakes the claim that holds a lease and those that wait for its address.
+func (r *Claims) ofLease(ctx context.Context, o client.Object) []reconcile.Request {
+	var requests []reconcile.Request
+	if ref := o.(*v1alpha2.VirtualMachineIPAddressLease).Spec.VirtualMachineIPAddressRef; ref != nil && ref.Name != "" {
+		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}})
 	}
-	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}}}
+	a, ok := policy.LeasedAddress(o.GetName())
+	list := &v1alpha2.VirtualMachineIPAddressList{}
+	if !ok || r.Client.List(ctx, list, client.MatchingFields{claimsByAddress: a.String()}) != nil {
+		return requests
+	}
+	for i := range list.Items {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return requests
 }
 
 func ofMachine(_ context.Context, o client.Object) []reconcile.Request {

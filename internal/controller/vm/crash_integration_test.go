@@ -77,14 +77,17 @@ type theatre struct {
 
 func newTheatre(t *testing.T, index int, cached client.Reader) *theatre {
 	api := testkit.API(t)
-	s := &stage{t: t, client: api.Client(t), namespace: api.Namespace(t), node: fmt.Sprintf("crash-%d", index)}
+	config := api.Config()
+	config.QPS = -1 // this test is nothing but requests
+	direct := api.ClientFor(t, config)
+	s := &stage{t: t, client: direct, namespace: api.Namespace(t), node: fmt.Sprintf("crash-%d", index)}
 	s.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.node, Labels: map[string]string{
 		v1alpha2.LabelNodeSchedulable: "true", v1alpha2.LabelNodeAccelerator: "tcg"}}})
 	t.Cleanup(func() {
 		_ = s.client.Delete(context.Background(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.node}})
 	})
 	s.disk("root")
-	return &theatre{stage: s, cached: cached, direct: api.Client(t)}
+	return &theatre{stage: s, cached: cached, direct: direct}
 }
 
 // restart forgets everything; the new process may make n writes.
@@ -207,42 +210,56 @@ func TestCrash(t *testing.T) {
 	if !c.GetCache().WaitForCacheSync(ctx) {
 		t.Fatal("cache does not sync")
 	}
-	for n := int64(0); ; n++ {
-		survived := false
-		t.Run(fmt.Sprintf("after %d writes", n), func(t *testing.T) {
-			s := newTheatre(t, int(n), c.GetCache())
-			s.restart(n)
-			s.machine("m", nil)
-			vm := &v1alpha2.VirtualMachine{}
-			run := func(in *v1alpha1.Instance) { runs(&in.Status) }
-			s.until("the guest runs", run, func(now *v1alpha2.VirtualMachine) bool {
-				vm = now
-				return now != nil && now.Status.Phase == v1alpha2.MachineRunning
-			})
-			s.until("a guest reset is followed by the next process", func(in *v1alpha1.Instance) {
-				if in.Name == "virt-launcher-m-1" {
-					ends(v1alpha1.ExitGuestReset)(&in.Status)
-				} else {
-					runs(&in.Status)
+	var survivors atomic.Int64
+	t.Run("life", func(t *testing.T) {
+		for n := range int64(lifeWrites) {
+			t.Run(fmt.Sprintf("after %d writes", n), func(t *testing.T) {
+				t.Parallel()
+				if crash(t, int(n), c.GetCache()) {
+					survivors.Add(1)
 				}
-			}, func(now *v1alpha2.VirtualMachine) bool {
-				return now != nil && now.Status.Instance.Counter == 2 && now.Status.Phase == v1alpha2.MachineRunning
 			})
-			s.until("a power-off stays off", func(in *v1alpha1.Instance) { ends(v1alpha1.ExitGuestShutdown)(&in.Status) }, func(now *v1alpha2.VirtualMachine) bool {
-				return now != nil && now.Status.Phase == v1alpha2.MachineStopped
-			})
-			if err := s.client.Delete(t.Context(), vm); err != nil {
-				t.Fatal(err)
-			}
-			s.until("the machine is gone", run, func(now *v1alpha2.VirtualMachine) bool { return now == nil })
-			survived = s.writes.Load() < 1<<39
-			if s.live > 1 {
-				t.Errorf("%d processes were alive at once", s.live)
-			}
-		})
-		if survived || t.Failed() {
-			t.Logf("a life has %d writes", n)
-			return
 		}
+	})
+	if survivors.Load() == 0 {
+		t.Errorf("a life has more than %d writes", lifeWrites)
 	}
+}
+
+// lifeWrites is more than a life has.
+const lifeWrites = 50
+
+// crash lives one life in which the controller dies after n writes; it returns
+// whether it never did.
+func crash(t *testing.T, n int, cached client.Reader) bool {
+	t.Helper()
+	s := newTheatre(t, n, cached)
+	s.restart(int64(n))
+	s.machine("m", nil)
+	vm := &v1alpha2.VirtualMachine{}
+	run := func(in *v1alpha1.Instance) { runs(&in.Status) }
+	s.until("the guest runs", run, func(now *v1alpha2.VirtualMachine) bool {
+		vm = now
+		return now != nil && now.Status.Phase == v1alpha2.MachineRunning
+	})
+	s.until("a guest reset is followed by the next process", func(in *v1alpha1.Instance) {
+		if in.Name == "virt-launcher-m-1" {
+			ends(v1alpha1.ExitGuestReset)(&in.Status)
+		} else {
+			runs(&in.Status)
+		}
+	}, func(now *v1alpha2.VirtualMachine) bool {
+		return now != nil && now.Status.Instance.Counter == 2 && now.Status.Phase == v1alpha2.MachineRunning
+	})
+	s.until("a power-off stays off", func(in *v1alpha1.Instance) { ends(v1alpha1.ExitGuestShutdown)(&in.Status) }, func(now *v1alpha2.VirtualMachine) bool {
+		return now != nil && now.Status.Phase == v1alpha2.MachineStopped
+	})
+	if err := s.client.Delete(t.Context(), vm); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the machine is gone", run, func(now *v1alpha2.VirtualMachine) bool { return now == nil })
+	if s.live > 1 {
+		t.Errorf("%d processes were alive at once", s.live)
+	}
+	return s.writes.Load() < 1<<39
 }

@@ -1,0 +1,63 @@
+package address
+
+import (
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
+	"orlop.dev/orlop/internal/steps"
+)
+
+func TestLease(t *testing.T) {
+	noon := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	held := &v1alpha2.VirtualMachineIPAddressLeaseIPAddressRef{Name: "a", Namespace: "n"}
+	free := &v1alpha2.VirtualMachineIPAddressLeaseIPAddressRef{Namespace: "n"}
+	at := func(d time.Duration) map[string]string {
+		return map[string]string{ReleasedAtAnnotation: noon.Add(-d).Format(time.RFC3339)}
+	}
+	cases := map[string]struct {
+		ref         *v1alpha2.VirtualMachineIPAddressLeaseIPAddressRef
+		annotations map[string]string
+		claim       bool
+		deleted     bool
+		phase       v1alpha2.VirtualMachineIPAddressLeasePhase
+		act         string
+		after       time.Duration
+	}{
+		"held":                                   {held, nil, true, false, v1alpha2.VirtualMachineIPAddressLeaseBound, "", 0},
+		"held and deleted by somebody: it stays": {held, nil, true, true, v1alpha2.VirtualMachineIPAddressLeaseBound, "", 0},
+		"its claim vanished":                     {held, nil, false, false, v1alpha2.VirtualMachineIPAddressLeaseReleased, "apply", 0},
+		"free for three minutes":                 {free, at(3 * time.Minute), false, false, v1alpha2.VirtualMachineIPAddressLeaseReleased, "", 7 * time.Minute},
+		"free for ten minutes":                   {free, at(10 * time.Minute), false, false, v1alpha2.VirtualMachineIPAddressLeaseReleased, "delete", 0},
+		"free, and deleted by somebody":          {free, at(time.Minute), false, true, v1alpha2.VirtualMachineIPAddressLeaseReleased, "delete", 9 * time.Minute},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := &leaseWorld{now: noon, lease: &v1alpha2.VirtualMachineIPAddressLease{
+				ObjectMeta: metav1.ObjectMeta{Name: "ip-10-66-10-2", Annotations: c.annotations},
+				Spec:       v1alpha2.VirtualMachineIPAddressLeaseSpec{VirtualMachineIPAddressRef: c.ref}}}
+			if c.claim {
+				w.claim = &v1alpha2.VirtualMachineIPAddress{}
+			}
+			if c.deleted {
+				w.lease.DeletionTimestamp = ptr.To(metav1.NewTime(noon))
+			}
+			d := steps.Decide(w, leaseSteps...)
+			got := ""
+			for _, f := range d {
+				switch f.Act.(type) {
+				case steps.Apply:
+					got = "apply"
+				case steps.Delete:
+					got = "delete"
+				}
+			}
+			if s := leaseStatus(w, d, nil); s.Phase != c.phase || got != c.act || d.After() != c.after {
+				t.Errorf("phase %s act %q after %s", s.Phase, got, d.After())
+			}
+		})
+	}
+}
