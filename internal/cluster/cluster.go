@@ -270,7 +270,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 		removeLinks(c.name),
 		removeFirewall(ctx, c.name),
 		detachLoops(c.dir),
-		releaseSysctls(c.dir),
+		hostSettings.release(c.dir),
 		forgetKubeconfigs(c.name, kubeconfigs),
 	)
 	if err != nil {

@@ -92,7 +92,7 @@ func ensureBridge(cluster string, plan Addresses, mtu int) (netlink.Link, error)
 		}
 	}
 	// The host sends packets for VM addresses back over the link they came from.
-	if err := writeSysctl("net/ipv4/conf/"+name+"/send_redirects", "0"); err != nil {
+	if err := hostSettings.set("net/ipv4/conf/"+name+"/send_redirects", "0"); err != nil {
 		return nil, err
 	}
 	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(plan.gateway(), plan.Nodes.Bits()))}); err != nil {

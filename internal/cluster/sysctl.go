@@ -21,9 +21,16 @@ type sysctlRecord struct {
 	Users []string          `json:"users"` // state directories
 }
 
-const sysctlDir = "/run/orlop"
+// settings is where host-wide settings are and where they are recorded.
+type settings struct {
+	proc string // normally /proc/sys
+	dir  string // exists while a cluster of this host does
+}
 
-var sysctlFile = filepath.Join(sysctlDir, "sysctls.json")
+// hostSettings are those of this machine.
+var hostSettings = settings{proc: "/proc/sys", dir: "/run/orlop"}
+
+func (h settings) file() string { return filepath.Join(h.dir, "sysctls.json") }
 
 // ourSysctls are set by us: value, or the least value.
 var ourSysctls = map[string]struct {
@@ -43,17 +50,17 @@ var kubeletSysctls = []string{
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 }
 
-// useSysctls records and sets the host-wide settings for a cluster.
-func useSysctls(user string) error {
-	if err := os.MkdirAll(sysctlDir, 0o755); err != nil {
+// use records and sets the host-wide settings for a cluster.
+func (h settings) use(user string) error {
+	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return fmt.Errorf("record sysctls: %w", err)
 	}
-	unlock, _, err := lock(sysctlDir, nil)
+	unlock, _, err := lock(h.dir, nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	record, err := readSysctlRecord()
+	record, err := h.record()
 	if err != nil {
 		return err
 	}
@@ -65,18 +72,18 @@ func useSysctls(user string) error {
 		if _, known := record.Was[name]; known {
 			continue
 		}
-		if value, err := readSysctl(name); err == nil {
+		if value, err := h.get(name); err == nil {
 			record.Was[name] = value
 		}
 	}
 	if !slices.Contains(record.Users, user) {
 		record.Users = append(record.Users, user)
 	}
-	if err := record.write(); err != nil {
+	if err := h.write(record); err != nil {
 		return err
 	}
 	for name, want := range ourSysctls {
-		now, err := readSysctl(name)
+		now, err := h.get(name)
 		if err != nil {
 			continue
 		}
@@ -87,24 +94,24 @@ func useSysctls(user string) error {
 		if value == now {
 			continue
 		}
-		if err := writeSysctl(name, value); err != nil {
+		if err := h.set(name, value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// releaseSysctls forgets a cluster; the last one restores the settings.
-func releaseSysctls(user string) error {
-	if _, err := os.Stat(sysctlFile); errors.Is(err, fs.ErrNotExist) {
+// release forgets a cluster; the last one restores the settings.
+func (h settings) release(user string) error {
+	if _, err := os.Stat(h.file()); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	unlock, _, err := lock(sysctlDir, nil)
+	unlock, _, err := lock(h.dir, nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	record, err := readSysctlRecord()
+	record, err := h.record()
 	if err != nil {
 		return err
 	}
@@ -114,25 +121,25 @@ func releaseSysctls(user string) error {
 		return other == user || errors.Is(err, fs.ErrNotExist)
 	})
 	if len(record.Users) > 0 {
-		return record.write()
+		return h.write(record)
 	}
 	for name, was := range record.Was {
-		if now, err := readSysctl(name); err == nil && now != was {
-			if err := writeSysctl(name, was); err != nil {
+		if now, err := h.get(name); err == nil && now != was {
+			if err := h.set(name, was); err != nil {
 				return err
 			}
 		}
 	}
-	return os.RemoveAll(sysctlDir)
+	return os.RemoveAll(h.dir)
 }
 
-func readSysctlRecord() (*sysctlRecord, error) {
+func (h settings) record() (*sysctlRecord, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
 	}
 	fresh := &sysctlRecord{Boot: boot, Was: map[string]string{}}
-	text, err := os.ReadFile(sysctlFile)
+	text, err := os.ReadFile(h.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return fresh, nil
 	} else if err != nil {
@@ -140,7 +147,7 @@ func readSysctlRecord() (*sysctlRecord, error) {
 	}
 	record := &sysctlRecord{}
 	if err := json.Unmarshal(text, record); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", sysctlFile, err)
+		return nil, fmt.Errorf("decode %s: %w", h.file(), err)
 	}
 	if record.Boot != boot || record.Was == nil {
 		return fresh, nil
@@ -148,21 +155,21 @@ func readSysctlRecord() (*sysctlRecord, error) {
 	return record, nil
 }
 
-func (r *sysctlRecord) write() error {
+func (h settings) write(r *sysctlRecord) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode sysctls: %w", err)
 	}
-	return writeFile(sysctlFile, text, 0o600)
+	return writeFile(h.file(), text, 0o600)
 }
 
-func readSysctl(name string) (string, error) {
-	text, err := os.ReadFile("/proc/sys/" + name)
+func (h settings) get(name string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(h.proc, name))
 	return strings.TrimSpace(string(text)), err
 }
 
-func writeSysctl(name, value string) error {
-	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+func (h settings) set(name, value string) error {
+	if err := os.WriteFile(filepath.Join(h.proc, name), []byte(value), 0); err != nil {
 		return fmt.Errorf("set sysctl %s: %w", name, err)
 	}
 	return nil

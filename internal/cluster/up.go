@@ -117,7 +117,7 @@ func (c *Cluster) prepareHost(ctx context.Context) error {
 		return err
 	}
 	loadModules(ctx)
-	if err := useSysctls(c.dir); err != nil {
+	if err := hostSettings.use(c.dir); err != nil {
 		return err
 	}
 	if _, err := ensureBridge(c.name, c.state.Addresses, c.mtu); err != nil {

@@ -18,8 +18,6 @@ type snapshot struct {
 	Mounts, Links, Addresses, Routes, Rules, Tables, Groups, Loops, Files, Settings []string
 	// Processes are those that belong to one of the test's clusters; others come and go.
 	Processes []string
-	// Networks are the network namespaces that some process of the host is in.
-	Networks int
 }
 
 func takeSnapshot(t *testing.T) snapshot {
@@ -41,22 +39,17 @@ func takeSnapshot(t *testing.T) snapshot {
 		Files:     files(t),
 		Settings:  settings(t),
 	}
-	networks := map[string]bool{}
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, process := range entries {
-		if network, err := os.Readlink(process + "/ns/net"); err == nil {
-			networks[network] = true
-		}
 		group, _ := os.ReadFile(process + "/cgroup")
 		if strings.Contains(string(group), "/orlop-"+first) || strings.Contains(string(group), "/orlop-"+second) {
 			name, _ := os.ReadFile(process + "/comm")
 			s.Processes = append(s.Processes, strings.TrimSpace(string(name)))
 		}
 	}
-	s.Networks = len(networks)
 	return s
 }
 
@@ -89,7 +82,7 @@ func files(t *testing.T) []string {
 	for _, pattern := range []string{
 		"/var/lib/orlop", "/var/lib/orlop/*", "/run/orlop", "/run/orlop/*", "/run/netns/*", "/run/containerd*", "/run/cni*", "/etc/cni*", "/opt/cni*",
 		"/etc/kubernetes*", "/etc/containerd*", "/var/lib/kubelet*", "/var/lib/containerd*", "/var/lib/cni*", "/var/lib/etcd*", "/var/log/pods*", "/var/log/containers*",
-		"/orlop*", "/tmp/orlop*",
+		"/orlop*",
 	} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
