@@ -25,7 +25,7 @@ func run(t *testing.T, components ...Component) (dir string, stop func()) {
 	t.Cleanup(func() { signal.Stop(signals) })
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &supervisor{
-		log: slog.New(slog.DiscardHandler), dir: dir, byPID: map[int]*process{},
+		log: slog.New(slog.DiscardHandler), dir: dir, byPID: map[int]*process{}, refresh: func(*Spec) error { return nil },
 		ready: make(chan *process), requests: make(chan controlCall), signals: signals,
 	}
 	if err := (&Spec{Name: "test", Dir: dir, Components: components}).Write(); err != nil {

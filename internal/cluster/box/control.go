@@ -107,6 +107,7 @@ func (s *supervisor) answer(ctx context.Context, call controlCall) {
 	case opReload:
 		var spec *Spec
 		if spec, err = readSpec(SpecFile(s.dir)); err == nil {
+			err = s.refresh(spec)
 			s.apply(ctx, spec.Components)
 		}
 	case opRestart:

@@ -52,7 +52,7 @@ func Init(ctx context.Context, specFile string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &supervisor{
-		log: log, dir: ownDir, byPID: map[int]*process{},
+		log: log, dir: ownDir, byPID: map[int]*process{}, refresh: refresh,
 		ready: make(chan *process), requests: make(chan controlCall), signals: signals,
 	}
 	if err := serve(ctx, filepath.Join(ownDir, controlName), s.requests); err != nil {

@@ -173,6 +173,17 @@ func writeEtc(s *Spec, root string) error {
 			}
 		}
 	}
+	if err := writeNames(s, etc); err != nil {
+		return err
+	}
+	if err := link("/usr/lib/os-release", filepath.Join(etc, "os-release")); err != nil {
+		return err
+	}
+	return writeMachineID(filepath.Join(etc, "machine-id"))
+}
+
+// writeNames writes the files that say who the box is and whom it asks.
+func writeNames(s *Spec, etc string) error {
 	files := map[string]string{
 		"hostname":      s.Name + "\n",
 		"hosts":         s.Hosts,
@@ -184,10 +195,12 @@ func writeEtc(s *Spec, root string) error {
 			return err
 		}
 	}
-	if err := link("/usr/lib/os-release", filepath.Join(etc, "os-release")); err != nil {
-		return err
-	}
-	return writeMachineID(filepath.Join(etc, "machine-id"))
+	return nil
+}
+
+// refresh brings what a changed specification may change up to date while the box runs.
+func refresh(s *Spec) error {
+	return errors.Join(writeNames(s, "/etc"), makeLinks(s, "/"))
 }
 
 // writeMachineID gives the box an identity once.

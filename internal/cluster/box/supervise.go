@@ -39,6 +39,9 @@ type supervisor struct {
 	processes []*process
 	byPID     map[int]*process
 
+	// refresh brings the files of the running box up to date with a changed specification.
+	refresh func(*Spec) error
+
 	ready    chan *process    // what a component waited for is there
 	requests chan controlCall // from the control socket
 	signals  <-chan os.Signal
