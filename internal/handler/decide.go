@@ -115,7 +115,7 @@ func (m *memory) fresh() bool { return m.launcher != nil && m.launcher.InstanceU
 // before: the one question whose wrong answer would run a machine twice.
 func (m *memory) wanted() bool {
 	in := m.instance
-	if in.Spec.PodUID == "" || in.DeletionTimestamp != nil || in.Spec.Power == v1alpha1.PowerOff || in.Spec.Power == v1alpha1.PowerKill {
+	if in.Spec.PodUID == "" || in.DeletionTimestamp != nil || m.unwanted() {
 		return false
 	}
 	switch m.status.Phase {
@@ -128,6 +128,12 @@ func (m *memory) wanted() bool {
 	default:
 		return false
 	}
+}
+
+// unwanted says whether a start was called off before it happened: its launcher may
+// go, and the kubelet's word on the container is the proof of death.
+func (m *memory) unwanted() bool {
+	return m.instance.Spec.Power == v1alpha1.PowerOff || m.instance.Spec.Power == v1alpha1.PowerKill
 }
 
 // decide returns the next act, or none and the time at which to ask again (zero:
@@ -167,8 +173,11 @@ func due(m *memory, now time.Time) []act {
 	case m.status.Phase == v1alpha1.InstanceStopped:
 		return append(acts, actBye)
 	case m.fresh():
-		if m.wanted() && m.status.Phase == v1alpha1.InstanceStarting {
+		switch {
+		case m.wanted() && m.status.Phase == v1alpha1.InstanceStarting:
 			acts = append(acts, actStart)
+		case m.unwanted():
+			acts = append(acts, actBye)
 		}
 		return acts
 	case !m.started() || l.Exit != nil:

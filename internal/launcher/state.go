@@ -342,11 +342,16 @@ func (s State) terminationRequested(now time.Time) (State, []Action) {
 	return s.shutdownRequested(now, ShutdownRequested{Grace: s.grace})
 }
 
+// byeRequested lets go: of an exit that was recorded, or of a start that will not come.
 func (s State) byeRequested(e ByeRequested) (State, []Action) {
-	if s.stage != gone {
-		return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeInvalid, "there is no exit to be recorded")}}
+	switch s.stage {
+	case idle:
+		return s, []Action{Answer{e.Token, nil}, Leave{0}}
+	case gone:
+		return s, []Action{Answer{e.Token, nil}, Leave{s.code()}}
+	case starting, alive:
 	}
-	return s, []Action{Answer{e.Token, nil}, Leave{s.code()}}
+	return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeInvalid, "there is no exit to be recorded")}}
 }
 
 // exited ends the machine: from here on the launcher only waits to be let go.
