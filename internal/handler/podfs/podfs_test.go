@@ -3,6 +3,7 @@ package podfs
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -237,4 +238,48 @@ func TestBlockDevice(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBlockDeviceIsExclusive: the same device through two pods' links is opened for
+// writing once.
+func TestBlockDeviceIsExclusive(t *testing.T) {
+	n, dir := node(t)
+	backing := filepath.Join(t.TempDir(), "backing")
+	write(t, backing)
+	if err := os.Truncate(backing, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", backing).Output()
+	if err != nil {
+		t.Skipf("needs loop devices: %v", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", loop).Run() })
+	var st unix.Stat_t
+	if err := unix.Stat(loop, &st); err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, filepath.Join(n.Root, "dev"))
+	for _, name := range []string{"one", "two"} {
+		if err := unix.Mknod(filepath.Join(n.Root, "dev", name), unix.S_IFBLK|0o600, int(st.Rdev)); err != nil {
+			t.Skipf("needs the right to make device nodes: %v", err)
+		}
+		symlink(t, "/dev/"+name, filepath.Join(dir, "volumeDevices/kubernetes.io~csi", name))
+	}
+	first, err := n.BlockDevice(pod, "one", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := n.BlockDevice(pod, "two", false); !errors.Is(err, unix.EBUSY) {
+		if err == nil {
+			_ = second.File.Close()
+		}
+		t.Errorf("second open: %v, want %v", err, unix.EBUSY)
+	}
+	_ = first.File.Close()
+	again, err := n.BlockDevice(pod, "two", false)
+	if err != nil {
+		t.Fatalf("after the first was closed: %v", err)
+	}
+	_ = again.File.Close()
 }
