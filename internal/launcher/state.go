@@ -346,6 +346,7 @@ func (s State) terminationRequested(now time.Time) (State, []Action) {
 func (s State) byeRequested(e ByeRequested) (State, []Action) {
 	switch s.stage {
 	case idle:
+		s.terminating = true
 		return s, []Action{Answer{e.Token, nil}, Leave{0}}
 	case gone:
 		return s, []Action{Answer{e.Token, nil}, Leave{s.code()}}

@@ -155,6 +155,10 @@ func TestActions(t *testing.T) {
 			[]launcher.Event{start, started, clean, launcher.ByeRequested{Token: 5}},
 			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), launcher.RecordExit{Exit: exit}, ok(5), launcher.Leave{Code: 0}},
 		},
+		"bye before a start calls it off for good": {
+			[]launcher.Event{launcher.ByeRequested{Token: 5}, start},
+			[]launcher.Action{ok(5), launcher.Leave{Code: 0}, refused(1, wire.ErrAlreadyStarted)},
+		},
 		"deletion of an unused pod": {[]launcher.Event{term}, []launcher.Action{launcher.Leave{Code: 0}}},
 		"deletion asks the guest once": {
 			[]launcher.Event{start, started, term, term},
