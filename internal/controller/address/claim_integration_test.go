@@ -97,13 +97,13 @@ func TestClaims(t *testing.T) {
 	c, namespace := start(t)
 	const bound = v1alpha2.VirtualMachineIPAddressBound
 	first := claim(t, c, namespace, "first", "")
-	bounds(t, c, first, bound, "10.66.10.1", "Bound")
-	fixed := claim(t, c, namespace, "fixed", "10.66.10.2")
-	bounds(t, c, fixed, bound, "10.66.10.2", "Bound")
+	bounds(t, c, first, bound, "10.66.10.2", "Bound")
+	fixed := claim(t, c, namespace, "fixed", "10.66.10.3")
+	bounds(t, c, fixed, bound, "10.66.10.3", "Bound")
 	second := claim(t, c, namespace, "second", "")
-	bounds(t, c, second, bound, "10.66.10.3", "Bound")
+	bounds(t, c, second, bound, "10.66.10.4", "Bound")
 
-	taken := claim(t, c, namespace, "taken", "10.66.10.3")
+	taken := claim(t, c, namespace, "taken", "10.66.10.4")
 	bounds(t, c, taken, v1alpha2.VirtualMachineIPAddressPending, "", "VirtualMachineIPAddressLeaseAlreadyExists")
 	outside := claim(t, c, namespace, "outside", "192.168.1.1")
 	bounds(t, c, outside, v1alpha2.VirtualMachineIPAddressPending, "", "VirtualMachineIPAddressIsOutOfTheValidRange")
@@ -114,7 +114,7 @@ func TestClaims(t *testing.T) {
 	}
 	lease := &v1alpha2.VirtualMachineIPAddressLease{}
 	testkit.Eventually(t, patience, "the claim that waits for the address gets it", func() error {
-		if err := c.Get(t.Context(), client.ObjectKey{Name: "ip-10-66-10-3"}, lease); err != nil {
+		if err := c.Get(t.Context(), client.ObjectKey{Name: "ip-10-66-10-4"}, lease); err != nil {
 			return err
 		}
 		if ref := lease.Spec.VirtualMachineIPAddressRef; ref == nil || ref.Name != "taken" {
@@ -122,7 +122,7 @@ func TestClaims(t *testing.T) {
 		}
 		return nil
 	})
-	bounds(t, c, taken, bound, "10.66.10.3", "Bound")
+	bounds(t, c, taken, bound, "10.66.10.4", "Bound")
 
 	// A lease that somebody deletes or strips stays or comes back.
 	if err := c.Delete(t.Context(), lease); err != nil {
