@@ -221,6 +221,11 @@ func TestPass(t *testing.T) {
 		"an instance given to a node but not claimed goes by way of its pod": {
 			world: calm(placed, signal(v1alpha2.OperationStop, false, v1alpha2.InstancePowerOff), func(w *world) { w.instance.Spec.Power = v1alpha1.PowerOff }),
 			acts:  []string{"delete *v1.Pod"}, phase: v1alpha2.MachineStopping, counter: 1, power: v1alpha2.InstancePowerOff},
+		"one that was claimed but whose QEMU never ran, too": {
+			world: calm(placed, signal(v1alpha2.OperationStop, false, v1alpha2.InstancePowerOff), func(w *world) {
+				w.instance.Spec.Power = v1alpha1.PowerOff
+				w.instance.Status = v1alpha1.InstanceStatus{PodUID: "pod", Phase: v1alpha1.InstanceStarting}
+			}), acts: []string{"delete *v1.Pod"}, phase: v1alpha2.MachineStopping, counter: 1, power: v1alpha2.InstancePowerOff},
 		"deletion shuts the guest down first": {
 			world: calm(up, deleted), acts: []string{"apply *v1alpha1.Instance"}, phase: v1alpha2.MachineTerminating, counter: 1},
 		"deletion ends when nothing is left": {

@@ -87,7 +87,7 @@ func pod(w *world) (steps.Outcome, steps.Act) {
 	case !w.live():
 		return steps.Outcome{}, steps.Delete{Object: w.pod, Finalizer: v1alpha2.FinalizerPodProtection,
 			Now: policy.OutOfService(w.node)}
-	case w.mustEnd() && w.unclaimed() && w.pod.DeletionTimestamp == nil:
+	case w.mustEnd() && w.unstarted() && w.pod.DeletionTimestamp == nil:
 		// No handler has the process in hand, so the kubelet ends the pod. The finalizer
 		// stays until there is proof.
 		return steps.Outcome{}, steps.Delete{Object: w.pod}
@@ -100,12 +100,17 @@ func pod(w *world) (steps.Outcome, steps.Act) {
 	return steps.Outcome{}, nil
 }
 
-// unclaimed is true while no handler has taken up the recorded process, or none can
-// any more because its Instance was torn away. An Instance without a node needs no
-// handler to be over.
-func (w *world) unclaimed() bool {
-	return w.instance == nil || (w.instance.Spec.NodeName != "" && w.instance.Spec.Power != v1alpha1.PowerOn &&
-		w.instance.Status.PodUID == "" && w.instance.Status.Phase == v1alpha1.InstancePending)
+// unstarted is true while no handler is known to have a process in hand: none has
+// taken the Instance up, or it is called off before QEMU ran, or the Instance was torn
+// away. Should QEMU start all the same, the pod's launcher shuts it down. An Instance
+// without a node needs no handler to be over.
+func (w *world) unstarted() bool {
+	if w.instance == nil {
+		return true
+	}
+	phase := w.instance.Status.Phase
+	return w.instance.Spec.NodeName != "" && w.instance.Spec.Power != v1alpha1.PowerOn && w.instance.Status.StartTime == nil &&
+		(phase == v1alpha1.InstancePending || phase == v1alpha1.InstanceStarting)
 }
 
 // running is the condition users look at first.
