@@ -64,18 +64,22 @@ func (h Handlers) tlsConfig(node string) (*tls.Config, error) {
 	}, nil
 }
 
-// streams proxies WebSockets to handlers.
+// streams proxies WebSockets to handlers. It must not embed machines: a subresource
+// that has a Get is served as an object, not as a connection.
 type streams struct {
-	machines
+	machines machines
 	handlers Handlers
 }
+
+// Destroy frees nothing.
+func (streams) Destroy() {}
 
 // ConnectMethods are the methods of a stream subresource.
 func (streams) ConnectMethods() []string { return []string{http.MethodGet, http.MethodPost} }
 
 // proxyTo returns a handler that forwards one upgrade request to the machine's node.
 func (s streams) proxyTo(ctx context.Context, name string, responder rest.Responder, path ...string) (http.Handler, error) {
-	where, err := s.locate(ctx, name)
+	where, err := s.machines.locate(ctx, name)
 	if err != nil {
 		return nil, err
 	}
