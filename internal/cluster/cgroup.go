@@ -46,7 +46,7 @@ func findCgroups() (*cgroups, error) {
 		// …  <root> <mount point> <options> … - <type> <source> <super options>
 		before, after, ok := strings.Cut(lines.Text(), " - ")
 		fields := strings.Fields(before)
-		if !ok || len(fields) < 5 || !(strings.HasPrefix(after, "cgroup ") || strings.HasPrefix(after, "cgroup2 ")) {
+		if !ok || len(fields) < 5 || (!strings.HasPrefix(after, "cgroup ") && !strings.HasPrefix(after, "cgroup2 ")) {
 			continue
 		}
 		if !slices.Contains(c.mounts, fields[4]) {
@@ -81,7 +81,7 @@ func (c *cgroups) create(group string) error {
 
 func (c *cgroups) createIn(mount, group string) error {
 	dir := mount
-	for _, part := range strings.Split(strings.Trim(group, "/"), "/") {
+	for part := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
 		if c.unified {
 			if err := delegate(dir); err != nil {
 				return err
@@ -140,8 +140,8 @@ func vacate(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, pid := range strings.Fields(string(pids)) {
-		if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	for pid := range strings.FieldsSeq(string(pids)) {
+		if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0); err != nil && !errors.Is(err, unix.ESRCH) { //nolint:gosec // below the control groups
 			return err
 		}
 	}
@@ -166,7 +166,7 @@ func copyCPUSet(parent, dir string) error {
 		if len(strings.TrimSpace(string(above))) == 0 {
 			continue // version 2: empty means "as above"
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), above, 0); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), above, 0); err != nil { //nolint:gosec // below the control groups
 			return err
 		}
 	}
@@ -192,7 +192,7 @@ func (c *cgroups) processes(group string) []int {
 				return nil //nolint:nilerr // groups vanish while we look
 			}
 			text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-			for _, field := range strings.Fields(string(text)) {
+			for field := range strings.FieldsSeq(string(text)) {
 				if pid, err := strconv.Atoi(field); err == nil && pid > 0 && !slices.Contains(pids, pid) {
 					pids = append(pids, pid)
 				}
@@ -217,7 +217,7 @@ func (c *cgroups) remove(group string) error {
 		if err == nil {
 			return nil
 		}
-		time.Sleep(50 * time.Millisecond) // the kernel announces the end of a process to nobody but its parent
+		<-time.After(50 * time.Millisecond) // the kernel announces the end of a process to nobody but its parent
 	}
 	return fmt.Errorf("remove control group %s: %w", group, err)
 }

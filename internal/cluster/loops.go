@@ -26,7 +26,7 @@ func detachLoops(dir string) error {
 		if left, err = detachOnce(dir); left == 0 {
 			return err
 		}
-		time.Sleep(100 * time.Millisecond) // a file system that is going away still holds its device
+		<-time.After(100 * time.Millisecond) // a file system that is going away still holds its device
 	}
 	return errors.Join(err, errors.New("some loop devices of the cluster are still in use"))
 }

@@ -225,7 +225,7 @@ func (b boxLink) plug(bridge netlink.Link) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = name, b.mtu, bridge.Attrs().Index
 	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: boxInterface(), PeerNamespace: netlink.NsPid(b.pid), PeerMTU: uint32(b.mtu), //nolint:gosec // an MTU
+		LinkAttrs: attrs, PeerName: boxInterface(), PeerNamespace: netlink.NsPid(b.pid), PeerMTU: uint32(b.mtu),
 		// The same after a restart, so that nobody's neighbour cache is wrong.
 		PeerHardwareAddr: hardwareAddress(b.address()),
 	}
@@ -381,8 +381,7 @@ func nft(ctx context.Context, input string, args ...string) ([]byte, error) {
 	command := exec.CommandContext(ctx, "nft", args...)
 	command.Stdin = strings.NewReader(input)
 	out, err := command.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return nil, fmt.Errorf("run nft: %w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 	} else if err != nil {
 		return nil, fmt.Errorf("run nft: %w", err)
@@ -408,7 +407,7 @@ func resolvers() string {
 // withoutLoopback drops comments and loopback servers; ok says whether a server is left.
 func withoutLoopback(text string) (conf string, ok bool) {
 	var kept []string
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		fields := strings.Fields(line)
 		if len(fields) < 2 || strings.HasPrefix(fields[0], "#") || strings.HasPrefix(fields[0], ";") {
 			continue

@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Addresses is the address plan of one cluster. It is chosen once, when the cluster
@@ -35,10 +36,10 @@ const (
 // examples, so that they work as printed on the first cluster of a machine.
 func planSlot(n int) Addresses {
 	a := Addresses{
-		Nodes:    prefix(10, 70, byte(n), 0, 24),
-		Pods:     prefix(10, byte(120+n), 0, 0, 16),
-		Services: prefix(10, byte(180+n), 0, 0, 16),
-		VMs:      prefix(10, 66, byte(10+n), 0, 24),
+		Nodes:    prefix(70, byte(n), 24),
+		Pods:     prefix(byte(120+n), 0, 16),
+		Services: prefix(byte(180+n), 0, 16),
+		VMs:      prefix(66, byte(10+n), 24),
 	}
 	a.DNS = nth(a.Services, 10)
 	return a
@@ -61,10 +62,8 @@ func (a Addresses) inside() []netip.Prefix {
 
 func (a Addresses) overlaps(used []netip.Prefix) bool {
 	for _, mine := range a.inside() {
-		for _, other := range used {
-			if mine.Overlaps(other) {
-				return true
-			}
+		if slices.ContainsFunc(used, mine.Overlaps) {
+			return true
 		}
 	}
 	return false
@@ -89,8 +88,9 @@ func (a Addresses) podsOf(n int) netip.Prefix {
 // apiService is the address of the service "kubernetes".
 func (a Addresses) apiService() netip.Addr { return nth(a.Services, 1) }
 
-func prefix(a, b, c, d byte, bits int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b, c, d}), bits)
+// prefix is a range of 10.0.0.0/8.
+func prefix(second, third byte, bits int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, third, 0}), bits)
 }
 
 // nth is the address number n of a range; n is below 256.

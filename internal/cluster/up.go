@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,9 +22,6 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"orlop.dev/orlop/internal/cluster/box"
 )
@@ -42,8 +41,7 @@ type UpOptions struct {
 // it again changes nothing.
 func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
 	err := c.up(ctx, o)
-	var e *explainedError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*explainedError](err); ok {
 		c.explain(e)
 	}
 	return err

@@ -87,7 +87,7 @@ func threeNodes(t *testing.T, c cluster) {
 	}
 	// All nodes together offer no more than the machine has.
 	var offered int64
-	for _, text := range strings.Fields(c.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}")) {
+	for text := range strings.FieldsSeq(c.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}")) {
 		memory, err := resource.ParseQuantity(text)
 		if err != nil {
 			t.Fatal(err)
@@ -417,7 +417,7 @@ func hostPID(t *testing.T, init, inside int) int {
 		if err != nil {
 			continue
 		}
-		for _, line := range strings.Split(string(status), "\n") {
+		for line := range strings.SplitSeq(string(status), "\n") {
 			numbers, ok := strings.CutPrefix(line, "NSpid:")
 			if fields := strings.Fields(numbers); ok && fields[len(fields)-1] == strconv.Itoa(inside) {
 				pid, err := strconv.Atoi(child)
@@ -496,7 +496,7 @@ func (c cluster) allReady(t *testing.T, dns int) error {
 
 func ready(address string) bool {
 	client := http.Client{Timeout: 5 * time.Second}
-	response, err := client.Get("http://" + address + ":8181/ready") //nolint:noctx // the client has a limit
+	response, err := client.Get("http://" + address + ":8181/ready")
 	if err != nil {
 		return false
 	}
