@@ -77,12 +77,20 @@ func (c *changes) compare(path string, running, wanted any) {
 	*c = append(*c, change)
 }
 
-// raw returns nil for what is empty in JSON, so that it counts as absent.
+// raw returns nil for what is empty in JSON, so that it counts as absent. Keys are
+// sorted, as they come back from the API server: else a status would look different
+// from what was written.
 func raw(value any) *runtime.RawExtension {
 	text, err := json.Marshal(value)
 	if err != nil || bytes.Equal(text, []byte("null")) || bytes.Equal(text, []byte(`""`)) ||
 		bytes.Equal(text, []byte("{}")) || bytes.Equal(text, []byte("[]")) {
 		return nil
+	}
+	var sorted any
+	if json.Unmarshal(text, &sorted) == nil {
+		if again, err := json.Marshal(sorted); err == nil {
+			text = again
+		}
 	}
 	return &runtime.RawExtension{Raw: text}
 }
