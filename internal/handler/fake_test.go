@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/testkit"
@@ -34,6 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	ctrllog.SetLogger(logr.Discard())
 	if os.Getuid() != 0 || os.Getenv(ownNetwork) != "" {
 		testkit.Main(m)
 		return

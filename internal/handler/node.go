@@ -71,6 +71,17 @@ type running struct {
 func (n *Node) Start(ctx context.Context) error {
 	n.ctx, n.workers = ctx, map[types.UID]*running{}
 	defer n.wg.Wait()
+	if err := n.watch(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop before it had begun
+		}
+		return err
+	}
+	return network.WatchHostRoutes(ctx, n.routeRemoved)
+}
+
+// watch begins to pass events on.
+func (n *Node) watch(ctx context.Context) error {
 	nodes, err := n.Cache.GetInformer(ctx, &corev1.Node{})
 	if err != nil {
 		return fmt.Errorf("watch node: %w", err)
@@ -85,7 +96,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if _, err := instances.AddEventHandler(n.instanceEvents()); err != nil {
 		return fmt.Errorf("watch instances: %w", err)
 	}
-	return network.WatchHostRoutes(ctx, n.routeRemoved)
+	return nil
 }
 
 // instanceEvents passes every Instance to its worker. client-go calls these one

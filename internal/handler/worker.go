@@ -176,15 +176,15 @@ func (w *worker) perform(ctx context.Context, a act) {
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 	default:
 		r.failed(now)
+		was := w.memory.problems[a]
 		w.memory.problems[a] = problem(a, w.memory.instance.Name, err)
-		if a == actConnect && r.failures <= patience(a) {
-			w.log.V(1).Info("launcher is not there yet", "reason", err.Error())
-			return
+		switch {
+		case apierrors.IsConflict(err):
+		case a == actConnect && r.failures <= patience(a), w.memory.problems[a] == was && r.failures > quiet:
+			w.log.V(1).Info("cannot carry out yet", "act", string(a), "reason", err.Error())
+		default:
+			w.log.Info("cannot carry out, will try again", "act", string(a), "reason", err.Error())
 		}
-		if apierrors.IsConflict(err) {
-			return
-		}
-		w.log.Info("cannot carry out, will try again", "act", string(a), "reason", err.Error())
 	}
 }
 
@@ -198,7 +198,7 @@ func problem(a act, pod string, err error) string {
 	case actWire:
 		return fmt.Sprintf("Cannot connect the guest's network: %v", err)
 	default:
-		return ""
+		return fmt.Sprintf("Cannot %s: %v", a, err)
 	}
 }
 
