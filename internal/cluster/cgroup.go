@@ -141,7 +141,7 @@ func vacate(dir string) error {
 		return err
 	}
 	for pid := range strings.FieldsSeq(string(pids)) {
-		if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0); err != nil && !errors.Is(err, unix.ESRCH) { //nolint:gosec // below the control groups
+		if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0); err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
 		}
 	}

@@ -412,7 +412,7 @@ func hostPID(t *testing.T, init, inside int) int {
 		text, _ := os.ReadFile(thread)
 		children = append(children, text...)
 	}
-	for _, child := range strings.Fields(string(children)) {
+	for child := range strings.FieldsSeq(string(children)) {
 		status, err := os.ReadFile("/proc/" + child + "/status")
 		if err != nil {
 			continue
@@ -444,7 +444,7 @@ func (c cluster) dnsPods(t *testing.T) []dnsPod {
 	text := c.kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "--sort-by=.spec.nodeName", "-o",
 		"jsonpath={range .items[*]}{.spec.nodeName} {.status.podIP} {.status.containerStatuses[0].restartCount} {.metadata.deletionTimestamp}\n{end}")
 	var pods []dnsPod
-	for _, line := range strings.Split(strings.TrimSpace(text), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 		fields := strings.Fields(line)
 		if len(fields) == 3 { // none that is being deleted
 			pods = append(pods, dnsPod{fields[0], fields[1], fields[2], c})
@@ -486,7 +486,7 @@ func (c cluster) allReady(t *testing.T, dns int) error {
 	}
 	text := c.kubectl(t, "get", "pods", "-A", "-o",
 		`jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
-	for _, pod := range strings.Fields(text) {
+	for pod := range strings.FieldsSeq(text) {
 		if !strings.HasSuffix(pod, "=True") {
 			return fmt.Errorf("not ready: %s", pod)
 		}
@@ -527,7 +527,7 @@ func run(t *testing.T, name string, args ...string) string {
 // lines are the sorted, non-empty lines of a text.
 func lines(text string) []string {
 	var list []string
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			list = append(list, line)
 		}
