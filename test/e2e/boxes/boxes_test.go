@@ -55,7 +55,7 @@ func TestBoxes(t *testing.T) {
 		{"what is killed comes back and no pod notices", killed},
 		{"a node without power comes back", powerCut},
 		{"the whole machine loses power", blackout},
-		{"an older binary is replaced by restarting only its processes", replaced},
+		{"a damaged program is replaced and nothing is restarted", replaced},
 		{"a node is added", added},
 	}
 	for _, step := range steps {
