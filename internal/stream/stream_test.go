@@ -117,7 +117,7 @@ func TestEndsAreToldApart(t *testing.T) {
 		end  func(*stream.Conn)
 		want error
 	}{
-		"an orderly close is the end of the bytes":     {func(c *stream.Conn) { _ = c.Close() }, io.EOF},
+		"an orderly close is the end of the bytes":      {func(c *stream.Conn) { _ = c.Close() }, io.EOF},
 		"a take-over is named, so clients do not retry": {func(c *stream.Conn) { _ = c.TakeOver("bye") }, stream.ErrTakenOver},
 	}
 	for name, test := range tests {
