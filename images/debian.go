@@ -19,7 +19,7 @@ func debianRoot() Root {
 		Packages: []string{
 			// dbus and logind make the power button work.
 			"cloud-guest-utils", "cloud-init", "curl", "dbus", "libpam-systemd", "linux-image-cloud-amd64", "openssh-server",
-			"qemu-guest-agent", "sudo", "systemd-sysv",
+			"qemu-guest-agent", "sudo", "systemd-resolved", "systemd-sysv",
 		},
 		Hooks: []string{"cat > \"$1/setup\" <<'SETUP_END'\n" + string(setup) + "SETUP_END\nchroot \"$1\" sh /setup && rm \"$1/setup\""},
 	}
