@@ -50,6 +50,14 @@ var filesystems = Pick{
 	},
 }
 
+// client is what a pod needs to ask others over TCP, for the user stories.
+var client = Pick{
+	Root: base,
+	Paths: []string{
+		"/usr/bin/perl", "/usr/bin/sleep", "/usr/lib/x86_64-linux-gnu/perl-base/**",
+	},
+}
+
 // Users of the images. A launcher's number is part of the contract with the disks
 // it opens (files belong to it); the others only must not be root.
 const (
@@ -83,6 +91,12 @@ var catalog = []Image{
 		},
 		Entrypoint: []string{"/usr/bin/orlop-csi"},
 		User:       root,
+	},
+	{
+		Name:       "test-client",
+		Pick:       client,
+		Entrypoint: []string{"/usr/bin/sleep"},
+		User:       ordinaryUser,
 	},
 	{
 		Name:       "pause",

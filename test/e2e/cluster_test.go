@@ -82,7 +82,7 @@ func bringUp() error {
 	if err := stream("cluster", "up", "--name", *name, "--nodes", "2", "--kubeconfig", kubeconfig); err != nil {
 		return fmt.Errorf("bring the cluster up: %w", err)
 	}
-	if err := stream("install", "--kubeconfig", kubeconfig, "--cluster", *name); err != nil {
+	if err := stream("install", "--kubeconfig", kubeconfig); err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
 	return nil
@@ -307,7 +307,7 @@ func (c *terminal) prompt(patience time.Duration) {
 	eventually(c.t, patience, "the guest's shell answers", func() bool {
 		c.send("")
 		time.Sleep(200 * time.Millisecond)
-		return strings.Contains(c.text(), "tiny:/# ")
+		return strings.Contains(c.text(), "tiny:~# ")
 	})
 }
 
