@@ -71,7 +71,7 @@ func TestStory06Debian(t *testing.T) {
 func TestStory07Memory(t *testing.T) {
 	ns := namespace(t)
 	apply(t, ns, image("tiny", "tiny.qcow2"))
-	sizes := map[string]string{"small": "256Mi", "large": "2Gi"}
+	sizes := map[string]string{"small": "256Mi", "large": "4Gi"}
 	for name, size := range sizes {
 		apply(t, ns, disk(name, "shared", "512Mi", "tiny")+machine(name, size, []string{name}))
 	}
