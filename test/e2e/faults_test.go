@@ -64,7 +64,7 @@ func TestStory03Killed(t *testing.T) {
 // qemus returns the process ids of the QEMUs that belong to the cluster of this test.
 func qemus(t *testing.T) []int {
 	t.Helper()
-	return processes(t, "qemu-system-x86")
+	return processes(t, "qemu-system-x86_64")
 }
 
 // processes returns the ids of all processes of the cluster whose program has this name.
@@ -85,7 +85,7 @@ func processes(t *testing.T, program string) []int {
 			continue
 		}
 		words := strings.Split(string(line), "\x00")
-		if strings.HasPrefix(filepath.Base(words[0]), program) || (len(words) > 1 && filepath.Base(words[0]) == "orlop-kube" && words[1] == program) {
+		if filepath.Base(words[0]) == program || (len(words) > 1 && filepath.Base(words[0]) == "orlop-kube" && words[1] == program) {
 			found = append(found, pid)
 		}
 	}

@@ -158,7 +158,7 @@ func unprivileged(t *testing.T, ns string) {
 	if len(launchers) == 0 {
 		t.Fatal("no launcher runs")
 	}
-	for _, pid := range append(launchers, processes(t, "qemu-system-x86")...) {
+	for _, pid := range append(launchers, processes(t, "qemu-system-x86_64")...) {
 		at := func(name string) string {
 			content, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), name))
 			if err != nil {
