@@ -281,7 +281,7 @@ type FirstBoot struct {
 	// Type is "NoCloud" (keys user-data, meta-data) or "Sysprep" (key unattend.xml).
 	// +kubebuilder:validation:Enum=NoCloud;Sysprep
 	Type string `json:"type"`
-	// SecretName is the Secret made by the controller for this VM, mounted at /run/orlop/firstboot.
+	// SecretName is the Secret made by the controller for this VM, mounted at /run/firstboot.
 	SecretName string `json:"secretName"`
 }
 
