@@ -39,8 +39,10 @@ type Launch struct {
 	VM    *v1alpha2.VirtualMachine
 	Class *v1alpha2.VirtualMachineClass
 	// Name of the Instance and its Pod.
-	Name    string
-	Disks   []LaunchDisk
+	Name  string
+	Disks []LaunchDisk
+	// Slots are those of the machine's last process.
+	Slots   []v1alpha2.DeviceSlot
 	Network v1alpha1.Network
 	// LauncherImage is the image of the compute container.
 	LauncherImage string
@@ -192,17 +194,23 @@ func disks(l Launch) []v1alpha1.Disk {
 	for i, d := range l.Disks {
 		serial := md5.Sum([]byte(d.UID)) //nolint:gosec // see the import
 		all = append(all, v1alpha1.Disk{
-			ID: DiskID(d.Ref), Bus: "scsi", Slot: int32(i), //nolint:gosec // at most 16 devices
-			Serial: hex.EncodeToString(serial[:]), BootIndex: order[i],
+			ID: DiskID(d.Ref), Bus: "scsi", Serial: hex.EncodeToString(serial[:]), BootIndex: order[i],
 			Source: v1alpha1.VolumeSource{PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimSource{
 				ClaimName: d.ClaimName, Mode: d.Mode}},
 		})
 	}
 	if l.VM.Spec.Provisioning != nil {
 		all = append(all, v1alpha1.Disk{
-			ID: firstBootDisk, Bus: "scsi", Slot: int32(len(l.Disks)), CDROM: true, ReadOnly: true, //nolint:gosec // at most 16
+			ID: firstBootDisk, Bus: "scsi", CDROM: true, ReadOnly: true,
 			Source: v1alpha1.VolumeSource{FirstBoot: &v1alpha1.FirstBootSource{}},
 		})
+	}
+	devices := make([]v1alpha2.DeviceSlot, len(all))
+	for i, d := range all {
+		devices[i] = v1alpha2.DeviceSlot{ID: d.ID, Bus: d.Bus}
+	}
+	for i, d := range Slots(l.Slots, devices) {
+		all[i].Slot = d.Slot
 	}
 	return all
 }

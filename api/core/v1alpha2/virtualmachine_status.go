@@ -128,6 +128,22 @@ type InstanceRecord struct {
 	// Signal is the last stop, start or restart that was accepted.
 	// +optional
 	Signal *InstanceSignal `json:"signal,omitempty"`
+	// Slots are where the devices of the last process sat: a device that stays keeps its place, whatever becomes of the others.
+	// +optional
+	// +listType=map
+	// +listMapKey=id
+	Slots []DeviceSlot `json:"slots,omitempty"`
+}
+
+// DeviceSlot is the place of one block device in the guest.
+type DeviceSlot struct {
+	// ID of the device, made from the kind and name of its object.
+	ID string `json:"id"`
+	// Bus it is on, such as "scsi".
+	Bus string `json:"bus"`
+	// Slot is the unit on that bus.
+	// +kubebuilder:validation:Minimum=0
+	Slot int32 `json:"slot"`
 }
 
 // InstancePower is a remembered wish.

@@ -311,6 +311,39 @@ func TestForceKills(t *testing.T) {
 	}
 }
 
+func TestDevicesKeepTheirPlaces(t *testing.T) {
+	w := calm(up, func(w *world) {
+		w.instance.Spec.Machine.Disks[0].Slot = 3
+		w.instance.Status.Exit = &v1alpha1.Exit{Cause: v1alpha1.ExitCrashed}
+	})
+	// The place is in the record together with the end, which is what lets the Instance go.
+	r := remember(w)
+	if r.Exit == "" || len(r.Slots) == 0 || r.Slots[0] != (v1alpha2.DeviceSlot{ID: "vd-root", Bus: "scsi", Slot: 3}) {
+		t.Fatalf("remembers %+v", r)
+	}
+	next := calm(func(w *world) {
+		w.record = *r
+		w.record.Exit = ""
+		w.record.Counter, w.record.Name = 2, "virt-launcher-a-2"
+	})
+	i, err := plan.Instance(next.launch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slot := i.Spec.Machine.Disks[0].Slot; slot != 3 {
+		t.Errorf("the disk moved to %d", slot)
+	}
+}
+
+func TestTargetCountsDisksOnly(t *testing.T) {
+	all := []v1alpha1.Disk{{ID: "late", Bus: "scsi", Slot: 4}, {ID: "firstboot", Bus: "scsi", Slot: 1, CDROM: true}, {ID: "root", Bus: "scsi"}}
+	for id, want := range map[string]string{"root": "sda", "late": "sdb", "firstboot": "", "unknown": ""} {
+		if got := target(all, id); got != want {
+			t.Errorf("%s is %q, want %q", id, got, want)
+		}
+	}
+}
+
 func TestStatsKeepTheLastTransitions(t *testing.T) {
 	w := calm()
 	for i, phase := range []v1alpha2.MachinePhase{v1alpha2.MachinePending, v1alpha2.MachineStarting, v1alpha2.MachineRunning,

@@ -3,6 +3,7 @@ package vm
 import (
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -20,6 +21,7 @@ func remember(w *world) *v1alpha2.InstanceRecord {
 	takeSignal(w, &r)
 	if w.live() {
 		takePod(w, &r)
+		takeSlots(w, &r)
 		takeExit(w, &r)
 	}
 	if nextCounter(w, r) {
@@ -27,7 +29,7 @@ func remember(w *world) *v1alpha2.InstanceRecord {
 		r.Name = plan.InstanceName(w.vm.Name, r.Counter)
 		r.PodUID, r.NodeName, r.Exit, r.ExitMessage, r.ExitTime = "", "", "", "", nil
 	}
-	if r == (v1alpha2.InstanceRecord{}) {
+	if equality.Semantic.DeepEqual(r, v1alpha2.InstanceRecord{}) {
 		return nil
 	}
 	return &r
@@ -63,6 +65,13 @@ func takePod(w *world, r *v1alpha2.InstanceRecord) {
 	}
 	if r.PodUID == w.pod.UID && w.pod.Spec.NodeName != "" {
 		r.NodeName = w.pod.Spec.NodeName
+	}
+}
+
+// takeSlots records where the devices sit, before the Instance that says so is gone.
+func takeSlots(w *world, r *v1alpha2.InstanceRecord) {
+	if w.instance != nil {
+		r.Slots = plan.SlotsOf(w.instance)
 	}
 }
 

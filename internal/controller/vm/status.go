@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -121,11 +122,26 @@ func fromInstance(w *world, id string, ref *v1alpha2.BlockDeviceStatusRef) {
 			ref.Size = resource.NewQuantity(s.Size, resource.BinarySI).String()
 		}
 	}
-	for _, m := range w.instance.Spec.Machine.Disks {
-		if m.ID == id && m.Bus == "scsi" && m.Slot < 26 {
-			ref.Target = "sd" + string(rune('a'+m.Slot))
+	ref.Target = target(w.instance.Spec.Machine.Disks, id)
+}
+
+// target is the name a Linux guest is likely to give a device: it counts the disks
+// it finds, in the order of their slots and over gaps, and optical drives apart.
+func target(all []v1alpha1.Disk, id string) string {
+	at := slices.IndexFunc(all, func(d v1alpha1.Disk) bool { return d.ID == id })
+	if at < 0 || all[at].Bus != "scsi" || all[at].CDROM {
+		return ""
+	}
+	before := 0
+	for _, d := range all {
+		if d.Bus == "scsi" && !d.CDROM && d.Slot < all[at].Slot {
+			before++
 		}
 	}
+	if before >= 26 {
+		return ""
+	}
+	return "sd" + string(rune('a'+before))
 }
 
 func pods(w *world) []v1alpha2.VirtualMachinePod {

@@ -210,7 +210,7 @@ func (w *world) operation() *v1alpha2.VirtualMachineOperation {
 
 // launch gathers what the plan of a new process needs.
 func (w *world) launch() plan.Launch {
-	l := plan.Launch{VM: w.vm, Class: w.class, Name: w.record.Name, Network: w.network(),
+	l := plan.Launch{VM: w.vm, Class: w.class, Name: w.record.Name, Network: w.network(), Slots: w.record.Slots,
 		LauncherImage: w.platform.LauncherImage, AllowEmulation: w.allowEmulation}
 	for _, d := range w.disks {
 		mode := string(corev1.PersistentVolumeFilesystem)
