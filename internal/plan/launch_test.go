@@ -58,6 +58,19 @@ func TestGoldenLaunch(t *testing.T) {
 	}
 }
 
+// TestPodFollowsTheInstance: a machine may be changed between the two.
+func TestPodFollowsTheInstance(t *testing.T) {
+	l := launch(nil)
+	i, err := Instance(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := launch(func(l *Launch) { l.Disks, l.VM.Spec.Provisioning = l.Disks[:1], nil })
+	if diff := cmp.Diff(LauncherPod(l, i).Spec, LauncherPod(changed, i).Spec); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestPlacement(t *testing.T) {
 	l := launch(func(l *Launch) {
 		l.AllowEmulation = true

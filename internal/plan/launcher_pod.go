@@ -55,10 +55,10 @@ func LauncherPod(l Launch, instance *v1alpha1.Instance) *corev1.Pod {
 				SeccompProfile:      &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			Containers: []corev1.Container{compute(l, instance.Spec.Machine)},
-			Volumes:    volumes(l),
+			Volumes:    volumes(instance),
 		},
 	}
-	mountVolumes(l, &pod.Spec.Containers[0])
+	mountVolumes(instance.Spec.Machine.Disks, &pod.Spec.Containers[0])
 	return pod
 }
 
@@ -90,34 +90,38 @@ func launcherResources(vm *v1alpha2.VirtualMachine, machine v1alpha1.Machine) co
 	}
 }
 
-func volumes(l Launch) []corev1.Volume {
+// volumes are those of the Instance, not of what the machine wants by now: the
+// process gets the devices that its Instance names, from this pod.
+func volumes(instance *v1alpha1.Instance) []corev1.Volume {
 	all := []corev1.Volume{{Name: "run", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{
 		SizeLimit: resource.NewQuantity(64*mebibyte, resource.BinarySI)}}}}
-	for _, d := range l.Disks {
-		all = append(all, corev1.Volume{Name: DiskID(d.Ref), VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: d.ClaimName}}})
-	}
-	if l.VM.Spec.Provisioning != nil {
-		all = append(all, corev1.Volume{Name: firstBootDisk, VolumeSource: corev1.VolumeSource{
-			Secret: &corev1.SecretVolumeSource{SecretName: l.Name, DefaultMode: ptr.To[int32](0o440)}}})
+	for _, d := range instance.Spec.Machine.Disks {
+		switch {
+		case d.Source.PersistentVolumeClaim != nil:
+			all = append(all, corev1.Volume{Name: d.ID, VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: d.Source.PersistentVolumeClaim.ClaimName}}})
+		case d.Source.FirstBoot != nil && instance.Spec.FirstBoot != nil:
+			all = append(all, corev1.Volume{Name: d.ID, VolumeSource: corev1.VolumeSource{
+				Secret: &corev1.SecretVolumeSource{SecretName: instance.Spec.FirstBoot.SecretName, DefaultMode: ptr.To[int32](0o440)}}})
+		}
 	}
 	return all
 }
 
 // mountVolumes lists every claim in the container, or the kubelet would never attach
 // it. Mounts are read-only: QEMU writes through descriptors the handler passes it.
-func mountVolumes(l Launch, c *corev1.Container) {
+func mountVolumes(disks []v1alpha1.Disk, c *corev1.Container) {
 	c.VolumeMounts = []corev1.VolumeMount{{Name: "run", MountPath: "/run/orlop"}}
-	for _, d := range l.Disks {
-		id := DiskID(d.Ref)
-		if d.Mode == string(corev1.PersistentVolumeBlock) {
-			c.VolumeDevices = append(c.VolumeDevices, corev1.VolumeDevice{Name: id, DevicePath: "/dev/disks/" + id})
-			continue
+	for _, d := range disks {
+		claim := d.Source.PersistentVolumeClaim
+		switch {
+		case claim != nil && claim.Mode == string(corev1.PersistentVolumeBlock):
+			c.VolumeDevices = append(c.VolumeDevices, corev1.VolumeDevice{Name: d.ID, DevicePath: "/dev/disks/" + d.ID})
+		case claim != nil:
+			c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: d.ID, MountPath: "/disks/" + d.ID, ReadOnly: true})
+		case d.Source.FirstBoot != nil:
+			c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: d.ID, MountPath: "/run/firstboot", ReadOnly: true})
 		}
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: id, MountPath: "/disks/" + id, ReadOnly: true})
-	}
-	if l.VM.Spec.Provisioning != nil {
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: firstBootDisk, MountPath: "/run/firstboot", ReadOnly: true})
 	}
 }
 
