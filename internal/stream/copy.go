@@ -1,9 +1,6 @@
 package stream
 
-import (
-	"errors"
-	"io"
-)
+import "io"
 
 // Duplex is a byte stream whose write side can be closed alone, such as a TCP
 // connection or a Conn.
@@ -12,28 +9,49 @@ type Duplex interface {
 	CloseWrite() error
 }
 
-// Copy moves bytes both ways until both sides have ended or either breaks, then
-// closes both. It returns the first real error; an orderly end is nil.
-func Copy(a, b Duplex) error {
-	ends := make(chan error, 2)
-	go func() { ends <- oneWay(a, b) }()
-	go func() { ends <- oneWay(b, a) }()
-
-	first := <-ends
-	if first != nil {
-		closeBoth(a, b)
-	}
-	second := <-ends
-	closeBoth(a, b)
-	return errors.Join(first, secondary(first, second))
+// departing is a Duplex that can tell a peer that has only stopped sending from one
+// that is gone altogether.
+type departing interface {
+	Departed() <-chan struct{}
 }
 
-// secondary drops the error that closing after a first failure provokes.
-func secondary(first, second error) error {
-	if first != nil {
+// end is how one direction ended.
+type end struct {
+	from Duplex
+	err  error
+}
+
+// Copy moves bytes both ways until both sides have ended, either breaks, or a peer
+// is gone that nothing can be delivered to any more; then it closes both. It returns
+// the first real error; an orderly end is nil.
+func Copy(a, b Duplex) error {
+	ends := make(chan end, 2)
+	go func() { ends <- end{b, oneWay(a, b)} }()
+	go func() { ends <- end{a, oneWay(b, a)} }()
+
+	first := <-ends
+	if first.err != nil {
+		closeBoth(a, b)
+		<-ends // it fails because of the closing
+		return first.err
+	}
+	select {
+	case second := <-ends:
+		closeBoth(a, b)
+		return second.err
+	case <-departed(first.from):
+		closeBoth(a, b)
+		<-ends
 		return nil
 	}
-	return second
+}
+
+// departed returns nil, which is never ready, for streams that cannot tell.
+func departed(d Duplex) <-chan struct{} {
+	if d, ok := d.(departing); ok {
+		return d.Departed()
+	}
+	return nil
 }
 
 func oneWay(to, from Duplex) error {
@@ -43,6 +61,7 @@ func oneWay(to, from Duplex) error {
 	return to.CloseWrite()
 }
 
+// closeBoth breaks the directions that still run.
 func closeBoth(a, b io.Closer) {
 	_ = a.Close()
 	_ = b.Close()

@@ -18,6 +18,8 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/coder/websocket"
 )
@@ -31,6 +33,12 @@ const MaxMessage = 1 << 20
 // maxWrite is the largest frame we send, in bytes: any UDP datagram fits in one.
 const maxWrite = 64 << 10
 
+// closePatience is how long Close waits for the peer's answer.
+const closePatience = 2 * time.Second
+
+// errNoGoodbye is returned by Close after the peer did not answer in time.
+var errNoGoodbye = errors.New("the peer did not answer the close")
+
 // ErrTakenOver is returned by Read and Write after another client took the
 // stream (close status 1001, going away).
 var ErrTakenOver = errors.New("stream was taken over by another client")
@@ -39,7 +47,7 @@ var ErrTakenOver = errors.New("stream was taken over by another client")
 type HandshakeError struct {
 	// StatusCode is the HTTP status the server answered, 0 if it did not answer.
 	StatusCode int
-	// Body is at most the first 4 KiB of the answer.
+	// Body is the beginning of the answer, at most 1 KiB.
 	Body []byte
 	// Err is what the WebSocket library said.
 	Err error
@@ -57,9 +65,13 @@ type Conn struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
+	// These belong to the reading goroutine: the frame being read, and whether the
+	// peer has said that no more bytes come.
 	reader io.Reader
 	ended  bool
 
+	// gone tells that the peer has closed both directions.
+	gone  atomic.Bool
 	close sync.Once
 }
 
@@ -86,7 +98,7 @@ func refusal(response *http.Response, err error) error {
 	if response != nil {
 		refused.StatusCode = response.StatusCode
 		if response.Body != nil {
-			refused.Body, _ = io.ReadAll(io.LimitReader(response.Body, 4<<10))
+			refused.Body, _ = io.ReadAll(io.LimitReader(response.Body, 1<<10))
 			_ = response.Body.Close()
 		}
 	}
@@ -123,6 +135,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if c.reader == nil {
 			_, reader, err := c.socket.Reader(c.ctx)
 			if err != nil {
+				c.gone.Store(true)
 				return 0, closeError(err)
 			}
 			c.reader = &counted{Reader: reader}
@@ -173,7 +186,7 @@ func (c *Conn) CloseWrite() error {
 	return closeError(c.socket.Write(c.ctx, websocket.MessageBinary, nil))
 }
 
-// Close ends the stream in order.
+// Close ends the stream in order. It returns after two seconds at the latest.
 func (c *Conn) Close() error { return c.closeWith(websocket.StatusNormalClosure, "") }
 
 // TakeOver ends the stream because another client takes it; the peer sees ErrTakenOver.
@@ -186,13 +199,34 @@ func (c *Conn) Fail(reason string) error {
 	return c.closeWith(websocket.StatusInternalError, truncate(reason, 120))
 }
 
+// closeWith says goodbye and waits a little for the peer's: one that is cut off must
+// not hold up whoever leaves.
 func (c *Conn) closeWith(status websocket.StatusCode, reason string) error {
 	var err error
 	c.close.Do(func() {
-		err = c.socket.Close(status, reason)
+		done := make(chan error, 1)
+		go func() { done <- c.socket.Close(status, reason) }() // at most some seconds
+		patience := time.NewTimer(closePatience)
+		defer patience.Stop()
+		select {
+		case err = <-done:
+		case <-patience.C:
+			err = errNoGoodbye
+		}
 		c.cancel()
 	})
 	return err
+}
+
+// Departed is closed once the peer is gone altogether. To be called after Read has
+// returned io.EOF: from then on nothing but the peer's close is expected.
+func (c *Conn) Departed() <-chan struct{} {
+	if c.gone.Load() {
+		departed := make(chan struct{})
+		close(departed)
+		return departed
+	}
+	return c.socket.CloseRead(c.ctx).Done()
 }
 
 // truncate keeps a close reason within the 123 bytes of RFC 6455 section 5.5.

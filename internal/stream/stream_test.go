@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -144,5 +145,76 @@ func TestRefusalCarriesTheServersWords(t *testing.T) {
 	}
 	if refused.StatusCode != http.StatusConflict || !bytes.Contains(refused.Body, []byte("not running")) {
 		t.Errorf("got %d %q", refused.StatusCode, refused.Body)
+	}
+}
+
+// TestCopyEndsWhenAPeerIsGone has a guest's service that ignores the end of its input:
+// it must not be held, with a goroutine, for a client that has left.
+func TestCopyEndsWhenAPeerIsGone(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(*stream.Conn){
+		"a client that just leaves":                          func(*stream.Conn) {},
+		"a client that said before that it has sent its all": func(c *stream.Conn) { _ = c.CloseWrite() },
+	}
+	for name, before := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			guest := newDeaf()
+			copied := make(chan error, 1)
+			conn := dial(t, serve(t, func(conn *stream.Conn) { copied <- stream.Copy(conn, guest) }))
+			before(conn)
+			if err := conn.Close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+			select {
+			case err := <-copied:
+				if err != nil {
+					t.Errorf("copy: %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("still copying for a client that has left")
+			}
+			select {
+			case <-guest.closed:
+			default:
+				t.Error("the guest's side is still open")
+			}
+		})
+	}
+}
+
+// deaf never sends, and ignores that its peer has stopped sending.
+type deaf struct {
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newDeaf() *deaf { return &deaf{closed: make(chan struct{})} }
+
+func (d *deaf) Read([]byte) (int, error) {
+	<-d.closed
+	return 0, net.ErrClosed
+}
+
+func (d *deaf) Write(p []byte) (int, error) { return len(p), nil }
+func (d *deaf) CloseWrite() error           { return nil }
+
+func (d *deaf) Close() error {
+	d.once.Do(func() { close(d.closed) })
+	return nil
+}
+
+func TestCloseDoesNotWaitForASilentPeer(t *testing.T) {
+	t.Parallel()
+	hung := make(chan struct{})
+	conn := dial(t, serve(t, func(*stream.Conn) { <-hung }))
+	defer close(hung)
+	go func() { _, _ = conn.Read(make([]byte, 1)) }()
+	began := time.Now()
+	if err := conn.Close(); err == nil {
+		t.Error("closed in order by a peer that says nothing")
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("closing took %s", took)
 	}
 }
