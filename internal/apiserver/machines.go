@@ -88,20 +88,22 @@ func (m machines) locate(ctx context.Context, name string) (place, error) {
 	}
 	var running instance.Instance
 	key := client.ObjectKey{Namespace: vm.Namespace, Name: vm.Status.Instance.Name}
-	if err := m.reader.Get(ctx, key, &running); err != nil {
-		return place{}, notRunning(name, fmt.Sprintf("get instance %s: %v", key.Name, err))
+	if err := m.reader.Get(ctx, key, &running); apierrors.IsNotFound(err) {
+		return place{}, notRunning(name, fmt.Sprintf("instance %s of virtual machine %s is gone", key.Name, name))
+	} else if err != nil {
+		return place{}, apierrors.NewInternalError(fmt.Errorf("get instance: %w", err))
+	}
+	if running.Spec.NodeName == "" {
+		return place{}, notRunning(name, fmt.Sprintf("virtual machine %s has no node yet", name))
 	}
 	address, err := m.nodeAddress(ctx, running.Spec.NodeName)
 	if err != nil {
-		return place{}, notRunning(name, err.Error())
+		return place{}, apierrors.NewServiceUnavailable(err.Error())
 	}
 	return place{namespace: vm.Namespace, instance: key.Name, node: running.Spec.NodeName, address: address}, nil
 }
 
 func (m machines) nodeAddress(ctx context.Context, name string) (string, error) {
-	if name == "" {
-		return "", fmt.Errorf("the pod has no node yet")
-	}
 	var node corev1.Node
 	if err := m.reader.Get(ctx, client.ObjectKey{Name: name}, &node); err != nil {
 		return "", fmt.Errorf("get node %s: %w", name, err)
@@ -124,10 +126,14 @@ func phaseName(phase core.MachinePhase) string {
 // notRunning is 409 with a plain sentence; apierrors.NewConflict would prefix it
 // with advice about resource versions.
 func notRunning(name, message string) error {
+	return status(http.StatusConflict, metav1.StatusReasonConflict, name, message)
+}
+
+func status(code int32, reason metav1.StatusReason, name, message string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status:  metav1.StatusFailure,
-		Code:    http.StatusConflict,
-		Reason:  metav1.StatusReasonConflict,
+		Code:    code,
+		Reason:  reason,
 		Message: message,
 		Details: &metav1.StatusDetails{Group: resource.Group, Kind: resource.Resource, Name: name},
 	}}

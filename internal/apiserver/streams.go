@@ -3,24 +3,37 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/proxy"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 
 	"orlop.dev/orlop/api/subresources/v1alpha2"
+	"orlop.dev/orlop/internal/pki"
+	"orlop.dev/orlop/internal/stream"
+)
+
+const (
+	// dialTimeout bounds reaching a handler, and then its TLS handshake.
+	dialTimeout = 10 * time.Second
+	// answerTimeout bounds its answer. A handler waits 10 s for the former holder of
+	// a console and 10 s for a guest's port.
+	answerTimeout = 30 * time.Second
 )
 
 // Handlers says how the nodes' handlers are reached. The files are read for every
@@ -43,25 +56,16 @@ func (h Handlers) validate() error {
 
 // tlsConfig trusts exactly the handler of one node, whose certificate names it.
 func (h Handlers) tlsConfig(node string) (*tls.Config, error) {
-	certificate, err := tls.LoadX509KeyPair(filepath.Join(h.ClientCertificateDir, "tls.crt"), filepath.Join(h.ClientCertificateDir, "tls.key"))
-	if err != nil {
-		return nil, fmt.Errorf("read client certificate: %w", err)
+	files := &pki.Files{
+		CertFile:  filepath.Join(h.ClientCertificateDir, "tls.crt"),
+		KeyFile:   filepath.Join(h.ClientCertificateDir, "tls.key"),
+		RootsFile: h.AuthorityFile,
 	}
-	bundle, err := os.ReadFile(h.AuthorityFile)
+	config, err := pki.ClientConfig(files, files, node)
 	if err != nil {
 		return nil, fmt.Errorf("read handler authority: %w", err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(bundle) {
-		return nil, fmt.Errorf("%s holds no certificate", h.AuthorityFile)
-	}
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{certificate},
-		RootCAs:      roots,
-		ServerName:   node,
-		NextProtos:   []string{"http/1.1"},
-	}, nil
+	return config, nil
 }
 
 // streams proxies WebSockets to handlers. It must not embed machines: a subresource
@@ -77,7 +81,7 @@ func (streams) Destroy() {}
 // ConnectMethods are the methods of a stream subresource.
 func (streams) ConnectMethods() []string { return []string{http.MethodGet, http.MethodPost} }
 
-// proxyTo returns a handler that forwards one upgrade request to the machine's node.
+// proxyTo returns a handler that joins one WebSocket of a client to the machine's node.
 func (s streams) proxyTo(ctx context.Context, name string, responder rest.Responder, path ...string) (http.Handler, error) {
 	where, err := s.machines.locate(ctx, name)
 	if err != nil {
@@ -89,25 +93,90 @@ func (s streams) proxyTo(ctx context.Context, name string, responder rest.Respon
 	}
 	location := &url.URL{Scheme: "https", Host: net.JoinHostPort(where.address, strconv.Itoa(s.handlers.Port))}
 	location = location.JoinPath(append([]string{"v1", "namespaces", where.namespace, "instances", where.instance}, path...)...)
-	transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
-	upgrade := proxy.NewUpgradeAwareHandler(location, transport, false, true, proxy.NewErrorResponder(responder))
+	relay := &httputil.ReverseProxy{
+		Transport: &http.Transport{
+			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSClientConfig:       config,
+			TLSHandshakeTimeout:   dialTimeout,
+			ResponseHeaderTimeout: answerTimeout,
+			DisableKeepAlives:     true,
+		},
+		Rewrite:        func(r *httputil.ProxyRequest) { r.Out = outgoing(r.In, location) },
+		ModifyResponse: refusal(name),
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			responder.Error(explain(where.node, err))
+		},
+		// What the copying of a broken connection says helps nobody.
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		upgrade.ServeHTTP(w, sanitize(r))
+		if !isWebSocket(r) {
+			responder.Error(apierrors.NewBadRequest("a WebSocket upgrade is required"))
+			return
+		}
+		relay.ServeHTTP(w, r)
 	}), nil
 }
 
-// sanitize drops the caller's credentials and says who called, for the handler's log.
-func sanitize(r *http.Request) *http.Request {
-	r = r.Clone(r.Context())
-	for name := range r.Header {
-		if name == "Authorization" || name == "Cookie" || name == "Origin" || strings.HasPrefix(name, "Impersonate-") || strings.HasPrefix(name, "X-Remote-") {
-			r.Header.Del(name)
+func isWebSocket(r *http.Request) bool {
+	return httpstream.IsUpgradeRequest(r) && strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
+}
+
+// outgoing is the request to the handler. It is made anew, so that nothing of the
+// caller's (credentials, cookies, addresses, query parameters) can slip through:
+// only the WebSocket handshake is taken over, and of the sub-protocols offered only
+// ours, since clients may hide a bearer token among them.
+func outgoing(in *http.Request, location *url.URL) *http.Request {
+	out := (&http.Request{Method: http.MethodGet, URL: location, Host: location.Host, Header: http.Header{}}).WithContext(in.Context())
+	out.Header.Set("Connection", "Upgrade")
+	out.Header.Set("Upgrade", "websocket")
+	for _, name := range []string{"Sec-Websocket-Key", "Sec-Websocket-Version", "Sec-Websocket-Extensions"} {
+		if values := in.Header.Values(name); len(values) > 0 {
+			out.Header[name] = values
 		}
 	}
-	if user, ok := apirequest.UserFrom(r.Context()); ok {
-		r.Header.Set("X-Remote-User", user.GetName())
+	for offered := range strings.SplitSeq(strings.Join(in.Header.Values("Sec-Websocket-Protocol"), ","), ",") {
+		if strings.TrimSpace(offered) == stream.Protocol {
+			out.Header.Set("Sec-Websocket-Protocol", stream.Protocol)
+		}
 	}
-	return r
+	if user, ok := apirequest.UserFrom(in.Context()); ok {
+		out.Header.Set("X-Remote-User", user.GetName()) // for the handler's log
+	}
+	return out
+}
+
+// refusal turns a handler's refusal into an API status. An instance that the handler
+// does not know (yet, or any more) is a matter of time, so it is a conflict, not a
+// missing machine.
+func refusal(name string) func(*http.Response) error {
+	return func(response *http.Response) error {
+		if response.StatusCode == http.StatusSwitchingProtocols {
+			return nil
+		}
+		defer response.Body.Close()
+		body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+		message := strings.TrimSpace(string(body))
+		switch code := response.StatusCode; {
+		case code == http.StatusNotFound || code == http.StatusConflict:
+			return notRunning(name, message)
+		case code == http.StatusBadRequest:
+			return apierrors.NewBadRequest(message)
+		case code >= http.StatusInternalServerError && message != "":
+			return status(int32(code), metav1.StatusReasonUnknown, name, message)
+		default:
+			return apierrors.NewInternalError(fmt.Errorf("the node's handler answered %s", response.Status))
+		}
+	}
+}
+
+// explain tells what came of an attempt to reach a handler. Statuses pass as they are;
+// the rest happens between the nodes, and may be better in a moment.
+func explain(node string, err error) error {
+	if status := apierrors.APIStatus(nil); errors.As(err, &status) {
+		return err
+	}
+	return apierrors.NewServiceUnavailable(fmt.Sprintf("node %s does not answer: %v", node, err))
 }
 
 // longRunning exempts streams from the request time-out.
