@@ -18,7 +18,8 @@ import (
 type Event struct{ Type, Reason, Message string }
 
 // Transitions finds the conditions that changed status or reason: one event each,
-// a Warning where the user must act. Steps that start out waiting are not news.
+// a Warning where the user must act. What begins well or begins by waiting is not
+// news, nor is going on to wait after an error that nobody was told of.
 func Transitions(before, after []metav1.Condition, d Decision) []Event {
 	var found []Event
 	for _, c := range after {
@@ -27,7 +28,9 @@ func Transitions(before, after []metav1.Condition, d Decision) []Event {
 		switch {
 		case o.State == None, c.Reason == ReasonError:
 			continue
-		case i < 0 && o.State == WaitingState:
+		case i < 0 && o.State != FailedState:
+			continue
+		case i >= 0 && before[i].Reason == ReasonError && o.State == WaitingState:
 			continue
 		case i >= 0 && before[i].Status == c.Status && before[i].Reason == c.Reason:
 			continue

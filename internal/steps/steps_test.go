@@ -106,6 +106,18 @@ func TestTransitions(t *testing.T) {
 		"beginning by waiting is no news": {
 			nil, []metav1.Condition{condition("A", metav1.ConditionFalse, "X", then)}, Waiting("X", ""), nil,
 		},
+		"beginning in the good state is none": {
+			nil, []metav1.Condition{condition("A", metav1.ConditionTrue, "X", then)}, Done("X", ""), nil,
+		},
+		"getting there is": {
+			[]metav1.Condition{condition("A", metav1.ConditionFalse, "X", then)},
+			[]metav1.Condition{{Type: "A", Status: metav1.ConditionTrue, Reason: "Y", Message: "It is done"}}, Done("Y", "It is done"),
+			[]Event{{corev1.EventTypeNormal, "Y", "It is done"}},
+		},
+		"waiting on after an error is not": {
+			[]metav1.Condition{condition("A", metav1.ConditionUnknown, ReasonError, then)},
+			[]metav1.Condition{condition("A", metav1.ConditionFalse, "X", then)}, Waiting("X", ""), nil,
+		},
 		"another reason is news": {
 			[]metav1.Condition{condition("A", metav1.ConditionFalse, "X", then)},
 			[]metav1.Condition{condition("A", metav1.ConditionFalse, "Y", then)}, Waiting("Y", ""),

@@ -101,7 +101,7 @@ func held(w *claimWorld) (steps.Outcome, steps.Act) {
 	if w.lease.DeletionTimestamp != nil {
 		return steps.Waiting(v1alpha2.AddressReasonVirtualMachineIPAddressLeaseNotReady, "Lease %s is being deleted", w.lease.Name), act
 	}
-	return steps.Done(v1alpha2.AddressReasonBound, ""), act
+	return steps.Done(v1alpha2.AddressReasonBound, "Address %s is leased", w.wanted), act
 }
 
 func attached(w *claimWorld) (steps.Outcome, steps.Act) {

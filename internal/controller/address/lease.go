@@ -50,7 +50,7 @@ func leaseBound(w *leaseWorld) (steps.Outcome, steps.Act) {
 	case w.claim == nil:
 		return steps.Waiting(v1alpha2.LeaseReasonReleased, "The claim is gone"), steps.Apply{Object: released(w.lease, w.now)}
 	}
-	return steps.Done(v1alpha2.LeaseReasonBound, ""), nil
+	return steps.Done(v1alpha2.LeaseReasonBound, "VirtualMachineIPAddress %s/%s holds the address", w.claim.Namespace, w.claim.Name), nil
 }
 
 // leaseGone deletes a free lease after the retention; one that somebody deletes

@@ -71,7 +71,7 @@ func ready(w *world) (steps.Outcome, steps.Act) {
 	if len(w.suitable) == 0 {
 		return steps.Waiting(v1alpha2.ClassReasonNoSuitableNodesFound, "No node can run machines of this class"), nil
 	}
-	return steps.Done(v1alpha2.ClassReasonSuitableNodesFound, ""), nil
+	return steps.Done(v1alpha2.ClassReasonSuitableNodesFound, "There are nodes that can run machines of this class"), nil
 }
 
 func discovered(*world) (steps.Outcome, steps.Act) {

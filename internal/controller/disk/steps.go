@@ -39,7 +39,7 @@ func all() []steps.Step[*world] {
 
 // datasource tells whether the image can be read; a finished disk needs it no more.
 func datasource(w *world) (steps.Outcome, steps.Act) {
-	done := steps.Done(v1alpha2.DiskReasonDatasourceReady.String(), "")
+	done := steps.Done(v1alpha2.DiskReasonDatasourceReady.String(), "What the disk is made from is there")
 	switch s := w.source; {
 	case w.unsupported() != "":
 		return steps.Outcome{State: steps.FailedState, Status: metav1.ConditionUnknown,
@@ -64,7 +64,7 @@ func storageClass(w *world) (steps.Outcome, steps.Act) {
 	if _, err := w.modes(); err != nil && w.record.Result == nil {
 		return steps.Failed(v1alpha2.DiskReasonStorageClassNotReady.String(), "%s", upper(err.Error())), nil
 	}
-	return steps.Done(v1alpha2.DiskReasonStorageClassReady.String(), ""), nil
+	return steps.Done(v1alpha2.DiskReasonStorageClassReady.String(), "StorageClass %s can hold the disk", w.className), nil
 }
 
 // ready drives the filling by what is remembered.
@@ -119,12 +119,12 @@ func kept(w *world) steps.Outcome {
 	case w.claim.DeletionTimestamp != nil:
 		return steps.Failed(v1alpha2.DiskReasonPVCLost.String(), "PersistentVolumeClaim %s, which holds the disk, is being deleted", w.claimName())
 	}
-	return steps.Done(v1alpha2.DiskReasonReady.String(), "")
+	return steps.Done(v1alpha2.DiskReasonReady.String(), "The disk can be used")
 }
 
 func removingOutcome(w *world) steps.Outcome {
 	if w.record.Result != nil && w.claim != nil && w.claim.DeletionTimestamp == nil {
-		return steps.Done(v1alpha2.DiskReasonReady.String(), "")
+		return steps.Done(v1alpha2.DiskReasonReady.String(), "The disk can be used")
 	}
 	return steps.Waiting(v1alpha2.DiskReasonProvisioningNotStarted.String(), "The disk is being deleted")
 }
@@ -169,7 +169,7 @@ func retryMessage(r attempt.Record) string {
 
 func inUse(w *world) (steps.Outcome, steps.Act) {
 	if len(w.holders) == 0 {
-		return steps.Done(v1alpha2.DiskReasonNotInUse.String(), "").As(metav1.ConditionFalse), nil
+		return steps.Done(v1alpha2.DiskReasonNotInUse.String(), "No machine uses the disk").As(metav1.ConditionFalse), nil
 	}
 	return steps.Done(v1alpha2.DiskReasonAttachedToVirtualMachine.String(), "Attached to VirtualMachine %s", strings.Join(w.holders, ", ")), nil
 }

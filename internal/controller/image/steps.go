@@ -39,7 +39,7 @@ func datasource(w *world) (steps.Outcome, steps.Act) {
 		return steps.Outcome{State: steps.FailedState, Status: metav1.ConditionUnknown,
 			Reason: v1alpha2.ReasonUnknown.String(), Message: why}, nil
 	}
-	return steps.Done(v1alpha2.ImageReasonDatasourceReady.String(), ""), nil
+	return steps.Done(v1alpha2.ImageReasonDatasourceReady.String(), "The data source can be read"), nil
 }
 
 // storageClass exists for VirtualImage only, which could also live on a volume.
@@ -67,7 +67,7 @@ func readyOutcome(w *world, next attempt.Step) steps.Outcome {
 	record := next.Record
 	switch next.Move {
 	case attempt.Finished:
-		return steps.Done(v1alpha2.ImageReasonReady.String(), "")
+		return steps.Done(v1alpha2.ImageReasonReady.String(), "The image can be used")
 	case attempt.GiveUp:
 		return steps.Failed(v1alpha2.ImageReasonProvisioningFailedTerminally.String(), "%s", giveUpMessage(record))
 	case attempt.Pausing:
@@ -117,7 +117,7 @@ func retryMessage(r attempt.Record) string {
 // inUse names the machines that hold the image open.
 func inUse(w *world) (steps.Outcome, steps.Act) {
 	if len(w.holders) == 0 {
-		return steps.Done(v1alpha2.ImageReasonNotInUse.String(), "").As(metav1.ConditionFalse), nil
+		return steps.Done(v1alpha2.ImageReasonNotInUse.String(), "No machine uses the image").As(metav1.ConditionFalse), nil
 	}
 	return steps.Done(v1alpha2.ImageReasonAttachedToVirtualMachine.String(), "Attached to %s", holders(w)), nil
 }

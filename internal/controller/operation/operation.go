@@ -74,14 +74,14 @@ func precheck(w *world) verdict {
 			return pending("VirtualMachineOperation %s has to finish first", o.Name)
 		}
 	}
-	return underWay(spec.Type)
+	return underWay(spec)
 }
 
 // progress reads from the machine's status how far an accepted operation is.
 func progress(w *world) verdict {
 	record := w.vm.Status.Instance
 	if !w.signalled() {
-		return underWay(w.operation.Spec.Type)
+		return underWay(w.operation.Spec)
 	}
 	done := false
 	switch w.operation.Spec.Type {
@@ -93,9 +93,10 @@ func progress(w *world) verdict {
 		done = w.vm.Status.Phase == v1alpha2.MachineRunning && record.Counter > record.Signal.Counter
 	}
 	if !done {
-		return underWay(w.operation.Spec.Type)
+		return underWay(w.operation.Spec)
 	}
-	return verdict{v1alpha2.OperationCompleted, steps.Done(v1alpha2.OperationReasonOperationCompleted, "")}
+	return verdict{v1alpha2.OperationCompleted, steps.Done(v1alpha2.OperationReasonOperationCompleted,
+		"%s of VirtualMachine %s is done", w.operation.Spec.Type, w.vm.Name)}
 }
 
 func supported(t v1alpha2.OperationType) bool {
@@ -131,13 +132,13 @@ func pending(format string, args ...any) verdict {
 	return verdict{v1alpha2.OperationPending, steps.Waiting(v1alpha2.OperationReasonNotReadyToBeExecuted, format, args...)}
 }
 
-func underWay(t v1alpha2.OperationType) verdict {
+func underWay(spec v1alpha2.VirtualMachineOperationSpec) verdict {
 	reason := map[v1alpha2.OperationType]v1alpha2.Reason{
 		v1alpha2.OperationStart:   v1alpha2.OperationReasonStartInProgress,
 		v1alpha2.OperationStop:    v1alpha2.OperationReasonStopInProgress,
 		v1alpha2.OperationRestart: v1alpha2.OperationReasonRestartInProgress,
-	}[t]
-	return verdict{v1alpha2.OperationInProgress, steps.Waiting(reason, "")}
+	}[spec.Type]
+	return verdict{v1alpha2.OperationInProgress, steps.Waiting(reason, "%s of VirtualMachine %s is under way", spec.Type, spec.VirtualMachineName)}
 }
 
 func completed(w *world) (steps.Outcome, steps.Act) { return judge(w).outcome, nil }
@@ -146,7 +147,7 @@ func signalSent(w *world) (steps.Outcome, steps.Act) {
 	if w.vm == nil || !w.signalled() {
 		return steps.Absent(), nil
 	}
-	return steps.Done(v1alpha2.OperationReasonSignalSentSuccess, ""), nil
+	return steps.Done(v1alpha2.OperationReasonSignalSentSuccess, "VirtualMachine %s has taken the operation up", w.vm.Name), nil
 }
 
 // finalizer lets a deleted operation go at once: what the machine took up it goes on

@@ -298,6 +298,64 @@ func TestOrderOfStepsDoesNotMatter(t *testing.T) {
 	}
 }
 
+// events are what one pass over a machine tells, given its status before.
+func passEvents(w *world, before v1alpha2.VirtualMachineStatus) []string {
+	w.vm.Status = before
+	d := steps.Decide(w, all...)
+	after := w.vm.DeepCopy()
+	after.Status = status(w, d, nil)
+	var told []string
+	for _, e := range slices.Concat(transitions(before.Conditions, after.Status.Conditions, d), powerEvents(w.vm, after), changeEvents(w.vm, after)) {
+		told = append(told, e.Type+" "+e.Reason+": "+e.Message)
+	}
+	return told
+}
+
+func shown(w *world) v1alpha2.VirtualMachineStatus { return status(w, steps.Decide(w, all...), nil) }
+
+func TestEvents(t *testing.T) {
+	cases := map[string]struct {
+		before v1alpha2.VirtualMachineStatus
+		world  *world
+		want   []string
+	}{
+		"a machine that has all it needs is no news": {
+			world: calm()},
+		"one whose class does not exist is": {
+			world: calm(func(w *world) { w.class = nil }),
+			want:  []string{"Warning VirtualMachineClassNotReady: VirtualMachineClass generic does not exist"}},
+		"what it waited for has come": {
+			before: shown(calm(func(w *world) { w.disks[0].object.Status.Phase = v1alpha2.DiskProvisioning })),
+			world:  calm(),
+			want:   []string{"Normal BlockDevicesReady: All block devices can be used"}},
+		"a guest that runs is told of once": {
+			before: shown(calm(placed)), world: calm(up, func(w *world) { w.firstBootExists = true }),
+			want: []string{"Normal Started: The machine was started on node n"}},
+		"one that runs on is not": {
+			before: shown(calm(up)), world: calm(up)},
+		"a change that waits for a restart is told of once": {
+			before: shown(calm(up)), world: calm(up, func(w *world) { w.vm.Spec.RunPolicy, w.vm.Spec.PriorityClassName = v1alpha2.AlwaysOn, "high" }),
+			want: []string{"Normal RestartAwaitingChanges: Restart the machine to apply changes of priorityClassName"}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, passEvents(c.world, c.before)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestGoodConditionsSaySomething: a condition without a message leaves its reader
+// with a reason alone.
+func TestGoodConditionsSaySomething(t *testing.T) {
+	for _, c := range shown(calm(up)).Conditions {
+		if c.Message == "" {
+			t.Errorf("condition %s is %s without a word", c.Type, c.Status)
+		}
+	}
+}
+
 func TestForceKills(t *testing.T) {
 	w := calm(up, signal(v1alpha2.OperationStop, true, v1alpha2.InstancePowerOff))
 	if got := w.wantedInstance().Spec.Power; got != v1alpha1.PowerKill {

@@ -1,7 +1,10 @@
 package vm
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -13,7 +16,27 @@ const (
 	eventStarted = "Started"
 	eventStopped = "Stopped"
 	eventFailed  = "Failed"
+	eventChanges = "RestartAwaitingChanges"
 )
+
+// transitions are the events of conditions, but for those that the other functions
+// here tell better.
+func transitions(before, after []metav1.Condition, d steps.Decision) []steps.Event {
+	told := slices.DeleteFunc(slices.Clone(d), func(f steps.Finding) bool {
+		return f.Condition == v1alpha2.MachineConditionConfigurationApplied ||
+			f.Condition == v1alpha2.MachineConditionRunning && f.Outcome.State == steps.DoneState
+	})
+	return steps.Transitions(before, after, told)
+}
+
+// changeEvents tells when changes begin to wait for a restart.
+func changeEvents(before, after *v1alpha2.VirtualMachine) []steps.Event {
+	if len(before.Status.RestartAwaitingChanges) > 0 || len(after.Status.RestartAwaitingChanges) == 0 {
+		return nil
+	}
+	return []steps.Event{{Type: corev1.EventTypeNormal, Reason: eventChanges,
+		Message: "Restart the machine to apply changes of " + paths(after.Status.RestartAwaitingChanges)}}
+}
 
 // powerEvents tells of starts and ends: one event for each.
 func powerEvents(before, after *v1alpha2.VirtualMachine) []steps.Event {

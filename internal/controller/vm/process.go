@@ -173,7 +173,7 @@ func guestState(i *v1alpha1.Instance) steps.Outcome {
 	}
 	switch i.Status.Phase {
 	case v1alpha1.InstanceRunning:
-		return steps.Done(v1alpha2.MachineReasonRunning, "")
+		return steps.Done(v1alpha2.MachineReasonRunning, "The guest runs on node %s", i.Spec.NodeName)
 	case v1alpha1.InstancePaused:
 		return steps.Failed(v1alpha2.MachineReasonGuestNotRunning, "%s", pauseMessage(i))
 	case v1alpha1.InstanceStopping:

@@ -80,8 +80,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	after.Status = status(w, d, errs)
 	err = steps.PatchStatus(ctx, r.Client, vm, after)
 	if err == nil {
-		steps.Emit(r.Recorder, vm, steps.Transitions(vm.Status.Conditions, after.Status.Conditions, d))
+		steps.Emit(r.Recorder, vm, transitions(vm.Status.Conditions, after.Status.Conditions, d))
 		steps.Emit(r.Recorder, vm, powerEvents(vm, after))
+		steps.Emit(r.Recorder, vm, changeEvents(vm, after))
 	}
 	return steps.Result(d, errs, err)
 }

@@ -39,7 +39,7 @@ func class(w *world) (steps.Outcome, steps.Act) {
 	case !w.classReady():
 		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineClassNotReady, "VirtualMachineClass %s is not ready", name), nil
 	}
-	return steps.Done(v1alpha2.MachineReasonVirtualMachineClassReady, ""), nil
+	return steps.Done(v1alpha2.MachineReasonVirtualMachineClassReady, "VirtualMachineClass %s is ready", name), nil
 }
 
 // sizing shows a condition only in the bad state.
@@ -69,7 +69,7 @@ func address(w *world) (steps.Outcome, steps.Act) {
 	case !w.addressReady():
 		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s has no address yet", name), nil
 	}
-	return steps.Done(v1alpha2.MachineReasonVirtualMachineIPAddressReady, ""), nil
+	return steps.Done(v1alpha2.MachineReasonVirtualMachineIPAddressReady, "VirtualMachineIPAddress %s holds address %s", name, w.address.Status.Address), nil
 }
 
 func autoAddress(vm *v1alpha2.VirtualMachine, name string) *v1alpha2.VirtualMachineIPAddress {
@@ -117,7 +117,7 @@ func blockDevices(w *world) (steps.Outcome, steps.Act) {
 		return steps.Waiting(v1alpha2.MachineReasonWaitingForWaitForFirstConsumerBlockDevicesToBeReady,
 			"VirtualDisk %s is filled once the machine is placed on a node", binding), act
 	}
-	return steps.Done(v1alpha2.MachineReasonBlockDevicesReady, ""), act
+	return steps.Done(v1alpha2.MachineReasonBlockDevicesReady, "All block devices can be used"), act
 }
 
 func diskState(d disk) string {
@@ -139,7 +139,7 @@ func diskState(d disk) string {
 func provisioning(w *world) (steps.Outcome, steps.Act) {
 	p := w.vm.Spec.Provisioning
 	if p == nil {
-		return steps.Done(v1alpha2.MachineReasonProvisioningReady, ""), nil
+		return steps.Done(v1alpha2.MachineReasonProvisioningReady, "The machine has no first-boot data"), nil
 	}
 	var act steps.Act
 	if w.live() && !w.mustEnd() && w.instance != nil && w.instance.Spec.FirstBoot != nil && !w.firstBootExists && w.userDataProblem == "" {
@@ -151,7 +151,7 @@ func provisioning(w *world) (steps.Outcome, steps.Act) {
 	if warning := plan.UserDataWarning(w.userData); warning != "" {
 		return steps.Done(v1alpha2.MachineReasonProvisioningReadyWithWarnings, "%s", warning), act
 	}
-	return steps.Done(v1alpha2.MachineReasonProvisioningReady, ""), act
+	return steps.Done(v1alpha2.MachineReasonProvisioningReady, "The first-boot data is complete"), act
 }
 
 // configuration exists only while a process runs.
@@ -160,9 +160,9 @@ func configuration(w *world) (steps.Outcome, steps.Act) {
 		return steps.Absent(), nil
 	}
 	if n := len(w.changes()); n > 0 {
-		return steps.Waiting(v1alpha2.MachineReasonConfigurationNotApplied, "%d changes wait for a restart", n), nil
+		return steps.Waiting(v1alpha2.MachineReasonConfigurationNotApplied, "Changes that wait for a restart: %d", n), nil
 	}
-	return steps.Done(v1alpha2.MachineReasonConfigurationApplied, ""), nil
+	return steps.Done(v1alpha2.MachineReasonConfigurationApplied, "The guest runs with what the machine asks for"), nil
 }
 
 // awaitingRestart is True in the bad state.
@@ -171,12 +171,16 @@ func awaitingRestart(w *world) (steps.Outcome, steps.Act) {
 	if len(changes) == 0 {
 		return steps.Absent(), nil
 	}
-	paths := make([]string, len(changes))
-	for i, c := range changes {
-		paths[i] = c.Path
-	}
 	return steps.Waiting(v1alpha2.MachineReasonChangesPendingRestart, "Restart the machine to apply changes of %s",
-		strings.Join(paths, ", ")).As(metav1.ConditionTrue), nil
+		paths(changes)).As(metav1.ConditionTrue), nil
+}
+
+func paths(changes []v1alpha2.RestartAwaitingChange) string {
+	all := make([]string, len(changes))
+	for i, c := range changes {
+		all[i] = c.Path
+	}
+	return strings.Join(all, ", ")
 }
 
 // migratable tells the truth until live migration is built.
