@@ -29,7 +29,7 @@ func TestStory04BadSources(t *testing.T) {
 		"html":      {path: "page.html", want: "HTML"},
 		"cut":       {path: "cut.qcow2", want: ""},
 		"backing":   {path: "backing.qcow2", want: "backing file"},
-		"external":  {path: "external.qcow2", want: "external data"},
+		"external":  {path: "external.qcow2", want: "data in another file"},
 		"wrong-sum": {path: "good.qcow2", more: `, checksum: {sha256: "` + strings.Repeat("0", 64) + `"}`, want: "sha256"},
 	}
 	var manifest strings.Builder
