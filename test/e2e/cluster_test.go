@@ -184,6 +184,11 @@ func namespace(t *testing.T) string {
 func deleteNamespace(t *testing.T, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
+	// Machines first: a namespace's own controller deletes pods first and then
+	// waits half of their grace period before it looks again.
+	if output, err := d8Command(ctx, "k", "-n", name, "delete", "vm", "--all", "--timeout=120s").CombinedOutput(); err != nil {
+		t.Errorf("delete the machines of %s: %v\n%s", name, err, output)
+	}
 	if output, err := d8Command(ctx, "k", "delete", "namespace", name, "--timeout=200s").CombinedOutput(); err != nil {
 		t.Errorf("delete namespace %s: %v\n%s", name, err, output)
 	}
