@@ -19,6 +19,8 @@ type world struct {
 	vm *v1alpha2.VirtualMachine
 	// others are the unfinished operations of the same machine.
 	others []v1alpha2.VirtualMachineOperation
+	// finished are those that only tell of the past.
+	finished []v1alpha2.VirtualMachineOperation
 }
 
 var all = []steps.Step[*world]{
@@ -26,6 +28,9 @@ var all = []steps.Step[*world]{
 	{Condition: v1alpha2.OperationConditionSignalSent, Decide: signalSent},
 	{Decide: finalizer},
 }
+
+// past are the steps for an operation that has finished.
+var past = []steps.Step[*world]{{Decide: retention}}
 
 // verdict is where an operation stands.
 type verdict struct {

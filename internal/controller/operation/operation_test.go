@@ -107,3 +107,40 @@ func TestSignalSentIsRemembered(t *testing.T) {
 		t.Errorf("conditions %+v", s.Conditions)
 	}
 }
+
+func TestRetention(t *testing.T) {
+	record := func(name string, age time.Duration) v1alpha2.VirtualMachineOperation {
+		o := *testkit.Operation(v1alpha2.OperationStop, "a")
+		o.Name, o.CreationTimestamp = name, metav1.NewTime(noon.Add(-age))
+		return o
+	}
+	others := func(n int, age time.Duration) []v1alpha2.VirtualMachineOperation {
+		var all []v1alpha2.VirtualMachineOperation
+		for i := range n {
+			all = append(all, record(string(rune('b'+i)), age))
+		}
+		return all
+	}
+	cases := map[string]struct {
+		age    time.Duration
+		others []v1alpha2.VirtualMachineOperation
+		gone   bool
+		again  time.Duration
+	}{
+		"a young one stays until its day is over": {time.Hour, nil, false, 23 * time.Hour},
+		"an old one goes":                         {24 * time.Hour, nil, true, 0},
+		"ten newer ones take its place":           {time.Hour, others(10, time.Minute), true, 0},
+		"nine newer ones do not":                  {time.Hour, others(9, time.Minute), false, 23 * time.Hour},
+		"older ones do not count":                 {time.Hour, others(20, 2*time.Hour), false, 23 * time.Hour},
+		"within one second the names decide":      {time.Hour, others(10, time.Hour), true, 0},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			o := record("a", c.age)
+			d := steps.Decide(&world{now: noon, operation: &o, finished: c.others}, past...)
+			if _, gone := d[0].Act.(steps.Delete); gone != c.gone || d.After() != c.again {
+				t.Errorf("gone %v, again in %v", gone, d.After())
+			}
+		})
+	}
+}

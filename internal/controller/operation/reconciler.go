@@ -35,7 +35,7 @@ type Options struct {
 type Reconciler struct{ Options }
 
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
-// +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineoperations,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineoperations,verbs=get;list;watch;delete;patch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineoperations/status,verbs=patch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachines,verbs=get;list;watch
 
@@ -67,8 +67,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	deleting := operation.DeletionTimestamp != nil
-	if policy.OperationFinished(operation.Status.Phase) && !deleting ||
-		deleting && !slices.Contains(operation.Finalizers, v1alpha2.FinalizerVirtualMachineOperationCleanup) {
+	if deleting && !slices.Contains(operation.Finalizers, v1alpha2.FinalizerVirtualMachineOperationCleanup) {
 		return ctrl.Result{}, nil
 	}
 	if added, err := steps.EnsureFinalizer(ctx, r.Client, operation, v1alpha2.FinalizerVirtualMachineOperationCleanup); added || err != nil {
@@ -78,9 +77,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	over := policy.OperationFinished(operation.Status.Phase) && !deleting
 	d := steps.Decide(w, all...)
+	if over {
+		d = steps.Decide(w, past...) // its status is a record and does not change any more
+	}
 	errs := steps.Perform(ctx, r.Client, fieldOwner, d)
-	if deleting {
+	if deleting || over {
 		return steps.Result(d, errs, nil)
 	}
 	after := operation.DeepCopy()
@@ -107,8 +110,12 @@ func (r *Reconciler) observe(ctx context.Context, operation *v1alpha2.VirtualMac
 		return nil, err
 	}
 	for _, o := range list {
-		if o.UID != operation.UID && !policy.OperationFinished(o.Status.Phase) {
+		switch {
+		case o.UID == operation.UID:
+		case !policy.OperationFinished(o.Status.Phase):
 			w.others = append(w.others, o)
+		case o.DeletionTimestamp == nil:
+			w.finished = append(w.finished, o)
 		}
 	}
 	return w, nil
@@ -122,14 +129,15 @@ func (r *Reconciler) of(ctx context.Context, namespace, vm string) ([]v1alpha2.V
 	return list.Items, nil
 }
 
-func (r *Reconciler) unfinished(ctx context.Context, namespace, vm string) []reconcile.Request {
+// requests are for the operations of a machine, the finished ones only if wanted.
+func (r *Reconciler) requests(ctx context.Context, namespace, vm string, finished bool) []reconcile.Request {
 	list, err := r.of(ctx, namespace, vm)
 	if err != nil {
 		return nil // the cache answers; it fails only when it is being stopped
 	}
 	var requests []reconcile.Request
 	for i := range list {
-		if !policy.OperationFinished(list[i].Status.Phase) {
+		if finished || !policy.OperationFinished(list[i].Status.Phase) {
 			requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: namespace, Name: list[i].Name}})
 		}
 	}
@@ -137,11 +145,12 @@ func (r *Reconciler) unfinished(ctx context.Context, namespace, vm string) []rec
 }
 
 func (r *Reconciler) ofMachine(ctx context.Context, o client.Object) []reconcile.Request {
-	return r.unfinished(ctx, o.GetNamespace(), o.GetName())
+	return r.requests(ctx, o.GetNamespace(), o.GetName(), false)
 }
 
 // siblings wakes the other operations of a machine: one that ends or begins changes
-// what they may do.
+// what they may do, and one that has ended may take the place of an old record.
 func (r *Reconciler) siblings(ctx context.Context, o client.Object) []reconcile.Request {
-	return r.unfinished(ctx, o.GetNamespace(), o.(*v1alpha2.VirtualMachineOperation).Spec.VirtualMachineName)
+	operation := o.(*v1alpha2.VirtualMachineOperation)
+	return r.requests(ctx, o.GetNamespace(), operation.Spec.VirtualMachineName, policy.OperationFinished(operation.Status.Phase))
 }

@@ -478,3 +478,20 @@ func TestStopBeforeAnyNode(t *testing.T) {
 		t.Fatalf("pod of a stopped machine: %v", err)
 	}
 }
+
+func TestOldOperationsMakeRoom(t *testing.T) {
+	s := newStage(t)
+	for range 12 {
+		s.operationPhase(s.operate("nobody", v1alpha2.OperationStart, false), v1alpha2.OperationFailed)
+	}
+	testkit.Eventually(t, patience, "ten are left", func() error {
+		list := &v1alpha2.VirtualMachineOperationList{}
+		if err := s.client.List(t.Context(), list, client.InNamespace(s.namespace)); err != nil {
+			return err
+		}
+		if n := len(list.Items); n != 10 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+}
