@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -79,7 +80,7 @@ func perform(ctx context.Context, c client.Client, owner string, act Act) error 
 		return nil
 	case Create:
 		err := c.Create(ctx, a.Object.DeepCopyObject().(client.Object), client.FieldOwner(owner))
-		return wrap("create", a.Object, ignore(err, apierrors.IsAlreadyExists))
+		return wrap("create", a.Object, ignore(err, settled))
 	case Apply:
 		return wrap("apply", a.Object, apply(ctx, c, owner, a.Object))
 	case Release:
@@ -93,6 +94,12 @@ func perform(ctx context.Context, c client.Client, owner string, act Act) error 
 		return nil
 	}
 	return fmt.Errorf("bug: unknown act %T", act)
+}
+
+// settled tells a creation that need not be tried again: the object exists, or its
+// namespace is being deleted, and then so is whatever wants it.
+func settled(err error) bool {
+	return apierrors.IsAlreadyExists(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
 
 func apply(ctx context.Context, c client.Client, owner string, obj client.Object) error {

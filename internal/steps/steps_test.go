@@ -159,3 +159,25 @@ func TestResult(t *testing.T) {
 		})
 	}
 }
+
+func TestSettled(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	terminating := apierrors.NewForbidden(pods, "a", errors.New("no"))
+	terminating.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
+	cases := map[string]struct {
+		err  error
+		want bool
+	}{
+		"what exists need not be made again":                {apierrors.NewAlreadyExists(pods, "a"), true},
+		"nothing is made any more in a namespace that goes": {terminating, true},
+		"a refusal by a quota may pass":                     {apierrors.NewForbidden(pods, "a", errors.New("quota")), false},
+		"an API hiccup is tried again":                      {errors.New("connection refused"), false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := settled(c.err); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}

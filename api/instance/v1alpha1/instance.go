@@ -81,10 +81,11 @@ type InstanceSpec struct {
 	// Power is the wanted power state.
 	// +kubebuilder:default=On
 	Power PowerState `json:"power,omitempty"`
-	// GracePeriodSeconds is how long a guest may take to shut down, in seconds.
+	// GracePeriodSeconds is how long a guest may take to shut down, in seconds; 0 cuts the power.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:default=60
-	GracePeriodSeconds int64 `json:"gracePeriodSeconds,omitempty"`
+	// +optional
+	GracePeriodSeconds int64 `json:"gracePeriodSeconds"`
 	// RebootAction is what a guest reset does.
 	// +kubebuilder:default=Reset
 	RebootAction RebootAction `json:"rebootAction,omitempty"`

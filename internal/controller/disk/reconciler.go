@@ -349,7 +349,7 @@ const quotaPause = 30 * time.Second
 func quota(d steps.Decision, errs steps.Errors) (steps.Decision, steps.Errors) {
 	for i := range d {
 		create, ok := d[i].Act.(steps.Create)
-		if !ok || !apierrors.IsForbidden(errs[i]) || apierrors.HasStatusCause(errs[i], corev1.NamespaceTerminatingCause) {
+		if !ok || !apierrors.IsForbidden(errs[i]) {
 			continue
 		}
 		ready := slices.IndexFunc(d, func(f steps.Finding) bool { return f.Condition == v1alpha2.DiskConditionReady })

@@ -495,3 +495,59 @@ func TestOldOperationsMakeRoom(t *testing.T) {
 		return nil
 	})
 }
+
+// TestNoGraceIsNoGrace: a machine that allows its guest no time is not given the
+// default.
+func TestNoGraceIsNoGrace(t *testing.T) {
+	s := newStage(t)
+	s.machine("g", func(vm *v1alpha2.VirtualMachine) { vm.Spec.TerminationGracePeriodSeconds = ptr.To[int64](0) })
+	i := &v1alpha1.Instance{}
+	if err := s.get(s.start("g", 1), i); err != nil || i.Spec.GracePeriodSeconds != 0 {
+		t.Fatalf("grace period %d %v", i.Spec.GracePeriodSeconds, err)
+	}
+}
+
+// TestNamespaceGoes plays the namespace's own controller, which deletes what is in it
+// in any order: here the process before the machine, so that the machine looks like
+// one whose pod was evicted and that wants to start again.
+func TestNamespaceGoes(t *testing.T) {
+	s := newStage(t)
+	s.machine("n", func(vm *v1alpha2.VirtualMachine) { vm.Spec.RunPolicy = v1alpha2.AlwaysOn })
+	name := s.start("n", 1)
+	if err := s.client.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	here := client.InNamespace(s.namespace)
+	if err := errors.Join(s.client.DeleteAllOf(t.Context(), &corev1.Secret{}, here), s.client.DeleteAllOf(t.Context(), &corev1.Pod{}, here),
+		s.client.DeleteAllOf(t.Context(), &v1alpha1.Instance{}, here)); err != nil {
+		t.Fatal(err)
+	}
+	s.power(name, v1alpha1.PowerOff)
+	s.report(name, ends(v1alpha1.ExitHostShutdown))
+	s.reap(name)
+	testkit.Never(t, 2*time.Second, "a second process is made", func() error {
+		list := &v1alpha1.InstanceList{}
+		if err := s.client.List(t.Context(), list, here); err != nil {
+			return err
+		}
+		for _, i := range list.Items {
+			if i.Name != name {
+				return fmt.Errorf("instance %s", i.Name)
+			}
+		}
+		return nil
+	})
+	vm, err := s.vm("n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client.Delete(t.Context(), vm); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, patience, "the machine is gone", func() error {
+		if _, err := s.vm("n"); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("machine: %v", err)
+		}
+		return nil
+	})
+}

@@ -87,12 +87,18 @@ func (w *world) signalled() *v1alpha2.InstanceSignal {
 
 // mustEnd is true when the recorded process has to go, for whatever reason.
 func (w *world) mustEnd() bool {
-	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost()
+	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost() || w.instanceDoomed()
 }
 
 // instanceLost is true when somebody tore the Instance away from its pod. It is not
 // made again: whoever runs in that pod has to end first.
 func (w *world) instanceLost() bool { return w.record.PodUID != "" && w.instance == nil }
+
+// instanceDoomed is true when somebody deleted the Instance of a process that does
+// not run yet: no handler starts it any more. A guest that runs is not ended for that.
+func (w *world) instanceDoomed() bool {
+	return w.instance != nil && w.instance.DeletionTimestamp != nil && w.instance.Status.StartTime == nil
+}
 
 // podLost is true when the one pod of the process no longer exists.
 func (w *world) podLost() bool {
