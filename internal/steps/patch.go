@@ -2,11 +2,11 @@ package steps
 
 import (
 	"context"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
@@ -23,16 +23,15 @@ type Event struct{ Type, Reason, Message string }
 func Transitions(before, after []metav1.Condition, d Decision) []Event {
 	var found []Event
 	for _, c := range after {
-		o := d.Outcome(c.Type)
-		i := slices.IndexFunc(before, func(b metav1.Condition) bool { return b.Type == c.Type })
+		o, was := d.Outcome(c.Type), meta.FindStatusCondition(before, c.Type)
 		switch {
 		case o.State == None, c.Reason == ReasonError:
 			continue
-		case i < 0 && o.State != FailedState:
+		case was == nil && o.State != FailedState:
 			continue
-		case i >= 0 && before[i].Reason == ReasonError && o.State == WaitingState:
+		case was != nil && was.Reason == ReasonError && o.State == WaitingState:
 			continue
-		case i >= 0 && before[i].Status == c.Status && before[i].Reason == c.Reason:
+		case was != nil && was.Status == c.Status && was.Reason == c.Reason:
 			continue
 		}
 		event := Event{Type: corev1.EventTypeNormal, Reason: c.Reason, Message: c.Message}
@@ -76,25 +75,4 @@ func EnsureFinalizer(ctx context.Context, c client.Client, obj client.Object, fi
 	controllerutil.AddFinalizer(obj, finalizer)
 	err := c.Patch(ctx, obj, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	return err == nil, wrap("add finalizer to", obj, err)
-}
-
-// sortConditions keeps the order users have seen and appends what is new, so that
-// the order of the steps never shows.
-func sortConditions(conditions, old []metav1.Condition) {
-	position := func(t string) int {
-		i := slices.IndexFunc(old, func(c metav1.Condition) bool { return c.Type == t })
-		if i < 0 {
-			return len(old)
-		}
-		return i
-	}
-	slices.SortStableFunc(conditions, func(a, b metav1.Condition) int {
-		if d := position(a.Type) - position(b.Type); d != 0 {
-			return d
-		}
-		if a.Type < b.Type {
-			return -1
-		}
-		return 1
-	})
 }

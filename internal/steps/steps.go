@@ -13,8 +13,11 @@ package steps
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -128,22 +131,14 @@ func (d Decision) After() time.Duration {
 	return least
 }
 
-// Conditions replaces the conditions owned by the steps of d and leaves all others
-// as they are. A failed act turns its condition Unknown, unless it failed by a
-// conflict: then the outcome stands and another pass will tell.
+// Conditions replaces the conditions owned by the steps of d, leaves all others as
+// they are, and sorts them by type, so that the order of the steps never shows. A
+// failed act turns its condition Unknown, unless it failed by a conflict: then the
+// outcome stands and another pass will tell.
 func Conditions(old []metav1.Condition, d Decision, errs Errors, generation int64, now time.Time) []metav1.Condition {
-	owned := map[string]bool{}
-	for _, f := range d {
-		owned[f.Condition] = true
-	}
-	result := make([]metav1.Condition, 0, len(old)+len(d))
-	kept := map[string]metav1.Condition{}
-	for _, c := range old {
-		if !owned[c.Type] {
-			result = append(result, c)
-		}
-		kept[c.Type] = c
-	}
+	result := slices.DeleteFunc(slices.Clone(old), func(c metav1.Condition) bool {
+		return slices.ContainsFunc(d, func(f Finding) bool { return f.Condition == c.Type })
+	})
 	for i, f := range d {
 		o := f.Outcome
 		if f.Condition == "" || o.State == None {
@@ -154,11 +149,11 @@ func Conditions(old []metav1.Condition, d Decision, errs Errors, generation int6
 		if err := errs[i]; err != nil && !transient(err) {
 			c.Status, c.Reason, c.Message = metav1.ConditionUnknown, ReasonError, err.Error()
 		}
-		if before, ok := kept[c.Type]; ok && before.Status == c.Status {
-			c.LastTransitionTime = before.LastTransitionTime
+		if was := meta.FindStatusCondition(old, c.Type); was != nil && was.Status == c.Status {
+			c.LastTransitionTime = was.LastTransitionTime
 		}
 		result = append(result, c)
 	}
-	sortConditions(result, old)
+	slices.SortFunc(result, func(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) })
 	return result
 }

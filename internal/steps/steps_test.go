@@ -45,7 +45,7 @@ func TestConditions(t *testing.T) {
 		"a condition of another controller is left alone": {
 			old:  []metav1.Condition{condition("Theirs", metav1.ConditionTrue, "X", then)},
 			d:    Decision{{Condition: "A", Outcome: Done("Ready", "")}},
-			want: []metav1.Condition{condition("Theirs", metav1.ConditionTrue, "X", then), condition("A", metav1.ConditionTrue, "Ready", now)},
+			want: []metav1.Condition{condition("A", metav1.ConditionTrue, "Ready", now), condition("Theirs", metav1.ConditionTrue, "X", then)},
 		},
 		"a condition that does not apply is removed": {
 			old: []metav1.Condition{condition("A", metav1.ConditionTrue, "X", then)},
