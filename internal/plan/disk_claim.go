@@ -7,7 +7,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/internal/storageclass"
 )
@@ -68,7 +67,7 @@ func DiskPrimeName(disk string, uid types.UID) string { return DiskClaimName(dis
 func (d DiskClaim) Claim() *corev1.PersistentVolumeClaim {
 	claim := d.base(DiskClaimName(d.Disk, d.DiskUID))
 	claim.Spec.DataSourceRef = &corev1.TypedObjectReference{
-		APIGroup: ptr.To("virtualization.deckhouse.io"), Kind: "VirtualDisk", Name: d.Disk,
+		APIGroup: new("virtualization.deckhouse.io"), Kind: "VirtualDisk", Name: d.Disk,
 	}
 	return claim
 }
@@ -101,8 +100,8 @@ func (d DiskClaim) base(name string) *corev1.PersistentVolumeClaim {
 		},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes:      []corev1.PersistentVolumeAccessMode{d.Modes.Access},
-			StorageClassName: ptr.To(d.Class),
-			VolumeMode:       ptr.To(d.Modes.Volume),
+			StorageClassName: new(d.Class),
+			VolumeMode:       new(d.Modes.Volume),
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
 				corev1.ResourceStorage: *resource.NewQuantity(ClaimSize(d.VirtualSize), resource.BinarySI),
 			}},

@@ -4,7 +4,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 )
 
 // DataPodApp is the value of the label "app" on importing and populating pods.
@@ -52,7 +51,7 @@ func (d DataPod) Secret(pod *corev1.Pod) *corev1.Secret {
 	return &corev1.Secret{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
 		ObjectMeta: meta,
-		Immutable:  ptr.To(true),
+		Immutable:  new(true),
 		Data:       map[string][]byte{d.ConfigKey: d.Config},
 	}
 }
@@ -65,16 +64,16 @@ func (d DataPod) Pod() *corev1.Pod {
 		ObjectMeta: d.meta(),
 		Spec: corev1.PodSpec{
 			RestartPolicy:                corev1.RestartPolicyNever,
-			AutomountServiceAccountToken: ptr.To(false),
-			EnableServiceLinks:           ptr.To(false),
-			ActiveDeadlineSeconds:        ptr.To(int64(dataDeadline)),
+			AutomountServiceAccountToken: new(false),
+			EnableServiceLinks:           new(false),
+			ActiveDeadlineSeconds:        new(int64(dataDeadline)),
 			SecurityContext: &corev1.PodSecurityContext{
-				RunAsNonRoot: ptr.To(true),
-				RunAsUser:    ptr.To(int64(dataUser)),
-				RunAsGroup:   ptr.To(int64(dataUser)),
-				FSGroup:      ptr.To(int64(dataUser)),
+				RunAsNonRoot: new(true),
+				RunAsUser:    new(int64(dataUser)),
+				RunAsGroup:   new(int64(dataUser)),
+				FSGroup:      new(int64(dataUser)),
 				// A volume may hold a whole file system of somebody's; only its root is ours.
-				FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
+				FSGroupChangePolicy: new(corev1.FSGroupChangeOnRootMismatch),
 				SeccompProfile:      &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			Tolerations: []corev1.Toleration{{
@@ -95,8 +94,8 @@ func (d DataPod) Pod() *corev1.Pod {
 					},
 				},
 				SecurityContext: &corev1.SecurityContext{
-					AllowPrivilegeEscalation: ptr.To(false),
-					ReadOnlyRootFilesystem:   ptr.To(true),
+					AllowPrivilegeEscalation: new(false),
+					ReadOnlyRootFilesystem:   new(true),
 					Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 				},
 			}},
@@ -107,7 +106,7 @@ func (d DataPod) Pod() *corev1.Pod {
 			corev1.Toleration{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})
 	}
 	mount(&pod.Spec, "config", d.ConfigDir, true, corev1.VolumeSource{
-		Secret: &corev1.SecretVolumeSource{SecretName: d.Name, DefaultMode: ptr.To(int32(0o440))},
+		Secret: &corev1.SecretVolumeSource{SecretName: d.Name, DefaultMode: new(int32(0o440))},
 	})
 	if d.ScratchDir != "" {
 		mount(&pod.Spec, "scratch", d.ScratchDir, false, corev1.VolumeSource{

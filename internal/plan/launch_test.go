@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -80,7 +79,7 @@ func TestPlacement(t *testing.T) {
 		s.NodeSelector = map[string]string{"disk": "ssd", v1alpha2.LabelNodeSchedulable: "false"}
 		s.Tolerations = []corev1.Toleration{{Key: "vm", Operator: corev1.TolerationOpExists}}
 		s.PriorityClassName = "high"
-		s.TerminationGracePeriodSeconds = ptr.To[int64](5)
+		s.TerminationGracePeriodSeconds = new(int64(5))
 		s.TopologySpreadConstraints = []v1alpha2.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: "zone", WhenUnsatisfiable: corev1.DoNotSchedule}}
 		s.Affinity = &v1alpha2.VMAffinity{
 			NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{
@@ -130,7 +129,7 @@ func TestBootOrder(t *testing.T) {
 		all := make([]v1alpha2.BlockDeviceSpecRef, len(orders))
 		for i, o := range orders {
 			if o > 0 {
-				all[i].BootOrder = ptr.To(o)
+				all[i].BootOrder = new(o)
 			}
 		}
 		return all

@@ -1,13 +1,13 @@
 package plan
 
 import (
+	"maps"
 	"sort"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -39,19 +39,19 @@ func LauncherPod(l Launch, instance *v1alpha1.Instance) *corev1.Pod {
 		},
 		Spec: corev1.PodSpec{
 			RestartPolicy:                 corev1.RestartPolicyNever,
-			AutomountServiceAccountToken:  ptr.To(false),
-			EnableServiceLinks:            ptr.To(false),
+			AutomountServiceAccountToken:  new(false),
+			EnableServiceLinks:            new(false),
 			DNSPolicy:                     corev1.DNSClusterFirst,
-			TerminationGracePeriodSeconds: ptr.To(GracePeriod(vm) + launcherGrace),
+			TerminationGracePeriodSeconds: new(GracePeriod(vm) + launcherGrace),
 			PriorityClassName:             vm.Spec.PriorityClassName,
 			NodeSelector:                  nodeSelector(l),
 			Affinity:                      affinity(l),
 			TopologySpreadConstraints:     spread(vm.Spec.TopologySpreadConstraints),
 			Tolerations:                   tolerations(l),
 			SecurityContext: &corev1.PodSecurityContext{
-				RunAsUser: ptr.To[int64](qemuUser), RunAsGroup: ptr.To[int64](qemuUser), FSGroup: ptr.To[int64](qemuUser),
-				RunAsNonRoot:        ptr.To(true),
-				FSGroupChangePolicy: ptr.To(corev1.FSGroupChangeOnRootMismatch),
+				RunAsUser: new(int64(qemuUser)), RunAsGroup: new(int64(qemuUser)), FSGroup: new(int64(qemuUser)),
+				RunAsNonRoot:        new(true),
+				FSGroupChangePolicy: new(corev1.FSGroupChangeOnRootMismatch),
 				SeccompProfile:      &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			Containers: []corev1.Container{compute(l, instance.Spec.Machine)},
@@ -67,8 +67,8 @@ func compute(l Launch, machine v1alpha1.Machine) corev1.Container {
 		Name: policy.ComputeContainer, Image: l.LauncherImage, ImagePullPolicy: corev1.PullIfNotPresent,
 		Resources: launcherResources(l.VM, machine),
 		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: ptr.To(false),
-			ReadOnlyRootFilesystem:   ptr.To(true),
+			AllowPrivilegeEscalation: new(false),
+			ReadOnlyRootFilesystem:   new(true),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 		TerminationMessagePath: corev1.TerminationMessagePathDefault,
@@ -102,7 +102,7 @@ func volumes(instance *v1alpha1.Instance) []corev1.Volume {
 				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: d.Source.PersistentVolumeClaim.ClaimName}}})
 		case d.Source.FirstBoot != nil && instance.Spec.FirstBoot != nil:
 			all = append(all, corev1.Volume{Name: d.ID, VolumeSource: corev1.VolumeSource{
-				Secret: &corev1.SecretVolumeSource{SecretName: instance.Spec.FirstBoot.SecretName, DefaultMode: ptr.To[int32](0o440)}}})
+				Secret: &corev1.SecretVolumeSource{SecretName: instance.Spec.FirstBoot.SecretName, DefaultMode: new(int32(0o440))}}})
 		}
 	}
 	return all
@@ -127,9 +127,7 @@ func mountVolumes(disks []v1alpha1.Disk, c *corev1.Container) {
 
 func nodeSelector(l Launch) map[string]string {
 	selector := map[string]string{}
-	for k, v := range l.VM.Spec.NodeSelector {
-		selector[k] = v
-	}
+	maps.Copy(selector, l.VM.Spec.NodeSelector)
 	selector[v1alpha2.LabelNodeSchedulable] = "true"
 	if !l.AllowEmulation {
 		selector[v1alpha2.LabelNodeAccelerator] = "kvm"
@@ -308,7 +306,7 @@ func RefreshedMetadata(pod *corev1.Pod, vm *v1alpha2.VirtualMachine) (fresh *cor
 	if fresh.Annotations == nil {
 		fresh.Annotations = map[string]string{}
 	}
-	for _, entry := range strings.Split(pod.Annotations[CopiedMetadataAnnotation], ",") {
+	for entry := range strings.SplitSeq(pod.Annotations[CopiedMetadataAnnotation], ",") {
 		kind, key, _ := strings.Cut(entry, ":")
 		if _, kept := labels[key]; kind == "l" && !kept {
 			delete(fresh.Labels, key)
