@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"testing"
 	"time"
 
@@ -9,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -157,7 +157,7 @@ func TestDeath(t *testing.T) {
 
 func TestSupersedes(t *testing.T) {
 	op := func(kind v1alpha2.OperationType, force bool) v1alpha2.VirtualMachineOperationSpec {
-		return v1alpha2.VirtualMachineOperationSpec{Type: kind, Force: ptr.To(force)}
+		return v1alpha2.VirtualMachineOperationSpec{Type: kind, Force: new(force)}
 	}
 	const start, stop, restart = v1alpha2.OperationStart, v1alpha2.OperationStop, v1alpha2.OperationRestart
 	cases := map[string]struct {
@@ -230,7 +230,7 @@ func sizingClass(change func(*v1alpha2.SizingPolicy)) *v1alpha2.VirtualMachineCl
 }
 
 func TestSizeProblems(t *testing.T) {
-	q := func(s string) *resource.Quantity { return ptr.To(resource.MustParse(s)) }
+	q := func(s string) *resource.Quantity { return new(resource.MustParse(s)) }
 	total := func(low, high, step string) func(*v1alpha2.SizingPolicy) {
 		return func(p *v1alpha2.SizingPolicy) {
 			p.Memory = &v1alpha2.SizingPolicyMemory{MemoryMinMax: v1alpha2.MemoryMinMax{Min: q(low), Max: q(high)}, Step: q(step)}
@@ -278,7 +278,7 @@ func TestDefaultCoreFraction(t *testing.T) {
 		"no list":                  {sizingClass(func(*v1alpha2.SizingPolicy) {}), "100%"},
 		"a list with 100":          {sizingClass(func(p *v1alpha2.SizingPolicy) { p.CoreFractions = []v1alpha2.CoreFractionValue{5, 100} }), "100%"},
 		"a list without 100 and without a default": {sizingClass(func(p *v1alpha2.SizingPolicy) { p.CoreFractions = []v1alpha2.CoreFractionValue{5} }), ""},
-		"a default": {sizingClass(func(p *v1alpha2.SizingPolicy) { p.DefaultCoreFraction = ptr.To(intstr.FromInt32(20)) }), "20%"},
+		"a default": {sizingClass(func(p *v1alpha2.SizingPolicy) { p.DefaultCoreFraction = new(intstr.FromInt32(20)) }), "20%"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -304,7 +304,7 @@ func TestRestartChanges(t *testing.T) {
 		"cores alone":                    {func(s *v1alpha2.VirtualMachineSpec) { s.CPU.Cores = 2 }, []string{"replace cpu.cores"}},
 		"cores and share are one change": {func(s *v1alpha2.VirtualMachineSpec) { s.CPU.Cores, s.CPU.CoreFraction = 2, "50%" }, []string{"replace cpu"}},
 		"interface ids only name things": {func(s *v1alpha2.VirtualMachineSpec) {
-			s.Networks = []v1alpha2.NetworksSpec{{ID: ptr.To(1), Type: v1alpha2.NetworkMain}}
+			s.Networks = []v1alpha2.NetworksSpec{{ID: new(1), Type: v1alpha2.NetworkMain}}
 		}, nil},
 		"first-boot data added": {func(s *v1alpha2.VirtualMachineSpec) {
 			s.Provisioning = &v1alpha2.Provisioning{Type: v1alpha2.ProvisioningUserData}
@@ -353,9 +353,7 @@ func TestSuitable(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{}}}
-			for k, v := range labels {
-				n.Labels[k] = v
-			}
+			maps.Copy(n.Labels, labels)
 			c.change(n)
 			if got := Suitable(n, &c.class, c.emulation); got != c.want {
 				t.Errorf("got %v", got)

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,10 +42,8 @@ func DefaultCoreFraction(class *v1alpha2.VirtualMachineClass, cores int32) (stri
 	if len(p.CoreFractions) == 0 {
 		return "100%", nil
 	}
-	for _, f := range p.CoreFractions {
-		if f == 100 {
-			return "100%", nil
-		}
+	if slices.Contains(p.CoreFractions, 100) {
+		return "100%", nil
 	}
 	return "", fmt.Errorf("class %s has no default coreFraction for %d cores: set spec.cpu.coreFraction to one of %s",
 		class.Name, cores, fractions(p.CoreFractions))
