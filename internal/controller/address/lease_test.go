@@ -5,7 +5,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/steps"
@@ -43,7 +42,7 @@ func TestLease(t *testing.T) {
 				w.claim = &v1alpha2.VirtualMachineIPAddress{}
 			}
 			if c.deleted {
-				w.lease.DeletionTimestamp = ptr.To(metav1.NewTime(noon))
+				w.lease.DeletionTimestamp = new(metav1.NewTime(noon))
 			}
 			d := steps.Decide(w, leaseSteps...)
 			got := ""

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -31,8 +32,6 @@ import (
 	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
 	"orlop.dev/orlop/internal/steps"
-
-	"k8s.io/apimachinery/pkg/api/equality"
 )
 
 // fieldOwner marks what this controller writes.

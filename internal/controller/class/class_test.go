@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/steps"
@@ -38,9 +37,9 @@ func TestClass(t *testing.T) {
 		"a model without nodes":                       {model, nil, "", v1alpha2.VirtualMachineClassPending, 0, false},
 		"the host's processor needs no list of nodes": {func(*v1alpha2.VirtualMachineClass) {}, nil, "", v1alpha2.VirtualMachineClassReady, 0, false},
 		"and shows none":                              {func(*v1alpha2.VirtualMachineClass) {}, two, "", v1alpha2.VirtualMachineClassReady, 0, false},
-		"a class in use stays": {func(c *v1alpha2.VirtualMachineClass) { c.DeletionTimestamp = ptr.To(metav1.Now()) }, two, "n/a",
+		"a class in use stays": {func(c *v1alpha2.VirtualMachineClass) { c.DeletionTimestamp = new(metav1.Now()) }, two, "n/a",
 			v1alpha2.VirtualMachineClassTerminating, 0, false},
-		"a class that nobody uses goes": {func(c *v1alpha2.VirtualMachineClass) { c.DeletionTimestamp = ptr.To(metav1.Now()) }, two, "",
+		"a class that nobody uses goes": {func(c *v1alpha2.VirtualMachineClass) { c.DeletionTimestamp = new(metav1.Now()) }, two, "",
 			v1alpha2.VirtualMachineClassTerminating, 0, true},
 	}
 	for name, c := range cases {

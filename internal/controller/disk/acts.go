@@ -6,7 +6,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -86,7 +85,7 @@ func (x runner) patch(ctx context.Context, before, after client.Object) error {
 
 func (w *world) owner() metav1.OwnerReference {
 	return metav1.OwnerReference{APIVersion: v1alpha2.GroupVersion.String(), Kind: v1alpha2.VirtualDiskKind,
-		Name: w.disk.Name, UID: w.disk.UID, Controller: ptr.To(true)}
+		Name: w.disk.Name, UID: w.disk.UID, Controller: new(true)}
 }
 
 func (w *world) claims() plan.DiskClaim {

@@ -12,7 +12,6 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/attempt"
@@ -28,7 +27,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 func class(late bool) *storagev1.StorageClass {
 	c := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: "local.orlop"}
 	if late {
-		c.VolumeBindingMode = ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)
+		c.VolumeBindingMode = new(storagev1.VolumeBindingWaitForFirstConsumer)
 	}
 	return c
 }
@@ -105,7 +104,7 @@ func done(w *world) {
 	w.record = w.record.Succeeded(importer.Result{Format: "qcow2", VirtualSize: 1 << 30})
 }
 
-func deleted(w *world) { w.disk.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) }
+func deleted(w *world) { w.disk.DeletionTimestamp = new(metav1.NewTime(noon)) }
 
 func held(w *world) { w.holders = []string{"vm"} }
 

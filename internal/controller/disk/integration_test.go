@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
@@ -125,7 +124,7 @@ func (c *cluster) controller(limit int64) (stop func(), killed func() bool) {
 	c.t.Helper()
 	m, err := ctrl.NewManager(c.server.Config(), ctrl.Options{
 		Scheme: testkit.Scheme(), Metrics: server.Options{BindAddress: "0"},
-		Controller: ctrlconfig.Controller{SkipNameValidation: ptr.To(true)},
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -276,7 +275,7 @@ func (c *cluster) class(name string, late bool) {
 	c.t.Helper()
 	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: "local.orlop"}
 	if late {
-		class.VolumeBindingMode = ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)
+		class.VolumeBindingMode = new(storagev1.VolumeBindingWaitForFirstConsumer)
 	}
 	if err := c.api.Create(c.t.Context(), class); err != nil {
 		c.t.Fatal(err)
@@ -451,7 +450,7 @@ func TestRecovers(t *testing.T) {
 		disk := testkit.Disk("small").Namespace(c.namespace).FromImage("big").Size("1Gi").StorageClass("later").Fresh()
 		c.create(disk)
 		got := c.phase(disk, v1alpha2.DiskFailed)
-		got.Spec.PersistentVolumeClaim.Size = ptr.To(resource.MustParse("3Gi"))
+		got.Spec.PersistentVolumeClaim.Size = new(resource.MustParse("3Gi"))
 		if err := c.api.Update(t.Context(), got); err != nil {
 			t.Fatal(err)
 		}
@@ -473,7 +472,7 @@ func TestRecovers(t *testing.T) {
 			return nil
 		})
 		patch := client.MergeFrom(got.DeepCopy())
-		got.Spec.PersistentVolumeClaim.Size = ptr.To(resource.MustParse("5Gi"))
+		got.Spec.PersistentVolumeClaim.Size = new(resource.MustParse("5Gi"))
 		if err := c.api.Patch(t.Context(), got, patch); err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -98,7 +97,7 @@ func (x runner) data(config []byte) plan.DataPod {
 		Namespace: image.podNamespace,
 		Name:      x.w.podName(),
 		Owner: metav1.OwnerReference{APIVersion: v1alpha2.GroupVersion.String(), Kind: image.kind.Name(),
-			Name: image.GetName(), UID: image.GetUID(), Controller: ptr.To(true)},
+			Name: image.GetName(), UID: image.GetUID(), Controller: new(true)},
 		Image:  x.w.importerImage,
 		Config: config, ConfigKey: importer.ConfigKey, ConfigDir: importer.ConfigDir,
 		ScratchDir: importer.ScratchDir, ScratchLimit: scratchLimit,

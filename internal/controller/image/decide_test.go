@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/attempt"
@@ -77,7 +76,7 @@ func bytes(percent float64, n int64) func(*world) {
 	return func(w *world) { w.progress = &importer.Progress{Percent: percent, BytesDone: n, SpeedBytes: 2 << 20} }
 }
 
-var deleted = image(func(i *v1alpha2.VirtualImage) { i.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) })
+var deleted = image(func(i *v1alpha2.VirtualImage) { i.DeletionTimestamp = new(metav1.NewTime(noon)) })
 
 func held(w *world) { w.holders = []holder{{"default", "vm"}} }
 

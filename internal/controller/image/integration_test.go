@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
@@ -56,12 +56,7 @@ func (r *registry) Remove(_ context.Context, repository, tag string) error {
 func (r *registry) has(tag string) bool {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	for _, removed := range r.removed {
-		if removed == tag {
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(r.removed, tag)
 }
 
 type silence struct{}
@@ -190,7 +185,7 @@ func (c *cluster) controller(limit int64) (stop func(), killed func() bool) {
 	c.t.Helper()
 	m, err := ctrl.NewManager(c.server.Config(), ctrl.Options{
 		Scheme: testkit.Scheme(), Metrics: server.Options{BindAddress: "0"},
-		Controller: ctrlconfig.Controller{SkipNameValidation: ptr.To(true)},
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)},
 	})
 	if err != nil {
 		c.t.Fatal(err)

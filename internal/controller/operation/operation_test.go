@@ -6,7 +6,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/steps"
@@ -40,7 +39,7 @@ func other(kind v1alpha2.OperationType, force bool, after time.Duration) func(*w
 	return func(w *world) {
 		o := *testkit.Operation(kind, "a")
 		o.UID = types.UID("other")
-		o.Spec.Force = ptr.To(force)
+		o.Spec.Force = new(force)
 		o.CreationTimestamp = metav1.NewTime(noon.Add(after))
 		w.others = append(w.others, o)
 	}
@@ -56,7 +55,7 @@ func TestJudge(t *testing.T) {
 		"a machine that does not exist": {
 			stage(stop, "", func(w *world) { w.vm = nil }), v1alpha2.OperationFailed, v1alpha2.OperationReasonVirtualMachineNotFound},
 		"a machine being deleted": {
-			stage(stop, v1alpha2.MachineRunning, func(w *world) { w.vm.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) }),
+			stage(stop, v1alpha2.MachineRunning, func(w *world) { w.vm.DeletionTimestamp = new(metav1.NewTime(noon)) }),
 			v1alpha2.OperationFailed, v1alpha2.OperationReasonOperationFailed},
 		"an always-on machine cannot be stopped": {
 			stage(stop, v1alpha2.MachineRunning, func(w *world) { w.vm.Spec.RunPolicy = v1alpha2.AlwaysOn }),

@@ -75,14 +75,14 @@ func placed(w *world) {
 // up lets the guest run.
 func up(w *world) {
 	placed(w)
-	w.instance.Status = v1alpha1.InstanceStatus{PodUID: "pod", Phase: v1alpha1.InstanceRunning, StartTime: ptr.To(metav1.NewTime(noon.Add(-time.Hour)))}
+	w.instance.Status = v1alpha1.InstanceStatus{PodUID: "pod", Phase: v1alpha1.InstanceRunning, StartTime: new(metav1.NewTime(noon.Add(-time.Hour)))}
 }
 
 // over records the end of process 1, whose objects are gone.
 func over(cause v1alpha1.ExitCause, power v1alpha2.InstancePower) func(*world) {
 	return func(w *world) {
 		recorded(w)
-		w.record.Exit, w.record.Power, w.record.ExitTime = string(cause), power, ptr.To(metav1.NewTime(noon))
+		w.record.Exit, w.record.Power, w.record.ExitTime = string(cause), power, new(metav1.NewTime(noon))
 	}
 }
 
@@ -90,7 +90,7 @@ func asked(kind v1alpha2.OperationType, force bool) func(*world) {
 	return func(w *world) {
 		o := *testkit.Operation(kind, "a")
 		o.UID = "op"
-		o.Spec.Force = ptr.To(force)
+		o.Spec.Force = new(force)
 		o.Status.Phase = v1alpha2.OperationInProgress
 		w.operations = append(w.operations, o)
 	}
@@ -103,7 +103,7 @@ func signal(kind v1alpha2.OperationType, force bool, power v1alpha2.InstancePowe
 	}
 }
 
-func deleted(w *world) { w.vm.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) }
+func deleted(w *world) { w.vm.DeletionTimestamp = new(metav1.NewTime(noon)) }
 
 // describe names an act without its content.
 func describe(a steps.Act) string {
@@ -205,7 +205,7 @@ func TestPass(t *testing.T) {
 			world: calm(over(v1alpha1.ExitStartFailed, ""), func(w *world) { w.record.Failures = 1 }),
 			phase: v1alpha2.MachinePending, counter: 1, exit: v1alpha1.ExitStartFailed},
 		"a pod being deleted takes the instance down, and proves nothing": {
-			world: calm(up, func(w *world) { w.firstBootExists = true; w.pod.DeletionTimestamp = ptr.To(metav1.NewTime(noon)) }),
+			world: calm(up, func(w *world) { w.firstBootExists = true; w.pod.DeletionTimestamp = new(metav1.NewTime(noon)) }),
 			acts:  []string{"apply *v1alpha1.Instance"}, phase: v1alpha2.MachineStopping, counter: 1},
 		"a pod that is gone by force blocks": {
 			world: calm(up, func(w *world) {

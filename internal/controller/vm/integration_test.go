@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
@@ -79,7 +78,7 @@ func (s *stage) furnish() {
 func (s *stage) controllers(api *testkit.Server) {
 	s.t.Helper()
 	m, err := ctrl.NewManager(api.Config(), ctrl.Options{Scheme: testkit.Scheme(), Metrics: server.Options{BindAddress: "0"},
-		Controller: ctrlconfig.Controller{SkipNameValidation: ptr.To(true)}})
+		Controller: ctrlconfig.Controller{SkipNameValidation: new(true)}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -187,7 +186,7 @@ func (s *stage) report(name string, change func(*v1alpha1.InstanceStatus)) {
 }
 
 func runs(status *v1alpha1.InstanceStatus) {
-	status.Phase, status.QEMUVersion, status.StartTime = v1alpha1.InstanceRunning, "10.0.2", ptr.To(metav1.Now())
+	status.Phase, status.QEMUVersion, status.StartTime = v1alpha1.InstanceRunning, "10.0.2", new(metav1.Now())
 }
 
 func ends(cause v1alpha1.ExitCause) func(*v1alpha1.InstanceStatus) {
@@ -234,7 +233,7 @@ func (s *stage) operate(vm string, kind v1alpha2.OperationType, force bool) *v1a
 	o := testkit.Operation(kind, vm)
 	o.ObjectMeta = metav1.ObjectMeta{GenerateName: "op-", Namespace: s.namespace}
 	if force {
-		o.Spec.Force = ptr.To(true)
+		o.Spec.Force = new(true)
 	}
 	s.create(o)
 	return o

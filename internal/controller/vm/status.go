@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -180,7 +179,7 @@ func resources(w *world) v1alpha2.ResourcesStatus {
 	}
 	return v1alpha2.ResourcesStatus{
 		CPU: &v1alpha2.CPUStatus{Cores: int(spec.CPU.Cores), CoreFraction: fraction,
-			RequestedCores:  ptr.To(policy.CPURequest(spec.CPU.Cores, share)),
+			RequestedCores:  new(policy.CPURequest(spec.CPU.Cores, share)),
 			RuntimeOverhead: resource.NewQuantity(0, resource.DecimalSI),
 			Topology:        &v1alpha2.Topology{CoresPerSocket: int(perSocket), Sockets: int(sockets)}},
 		Memory: memory,
@@ -189,7 +188,7 @@ func resources(w *world) v1alpha2.ResourcesStatus {
 
 func podOverhead(w *world) *resource.Quantity {
 	if w.pod == nil || len(w.pod.Spec.Containers) == 0 {
-		return ptr.To(qemu.Overhead(w.instance.Spec.Machine))
+		return new(qemu.Overhead(w.instance.Spec.Machine))
 	}
 	q := w.pod.Spec.Containers[0].Resources.Limits[corev1.ResourceMemory].DeepCopy()
 	q.Sub(w.instance.Spec.Machine.Memory.Size)
