@@ -6,7 +6,6 @@ import (
 
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -93,10 +92,10 @@ func TestDiskUpdate(t *testing.T) {
 		},
 		"a pending disk may get another class": {old: testkit.Disk("a").Size("1Gi").With(phase(v1alpha2.DiskPending)), disk: testkit.Disk("a").Size("1Gi").StorageClass("good")},
 		"a disk being deleted is left alone": {
-			old: testkit.Disk("a").Size("1Gi"), disk: testkit.Disk("a").Size("2Gi").With(func(d *v1alpha2.VirtualDisk) { d.DeletionTimestamp = ptr.To(metav1.Now()) }), wantErr: "being deleted",
+			old: testkit.Disk("a").Size("1Gi"), disk: testkit.Disk("a").Size("2Gi").With(func(d *v1alpha2.VirtualDisk) { d.DeletionTimestamp = new(metav1.Now()) }), wantErr: "being deleted",
 		},
 		"finalizers of a disk being deleted can be dropped": {
-			old: testkit.Disk("a").Size("1Gi"), disk: testkit.Disk("a").Size("1Gi").With(func(d *v1alpha2.VirtualDisk) { d.DeletionTimestamp = ptr.To(metav1.Now()) }).With(block),
+			old: testkit.Disk("a").Size("1Gi"), disk: testkit.Disk("a").Size("1Gi").With(func(d *v1alpha2.VirtualDisk) { d.DeletionTimestamp = new(metav1.Now()) }).With(block),
 		},
 	}
 	for name, c := range cases {

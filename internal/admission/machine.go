@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -97,14 +96,14 @@ func numberNetworks(networks []v1alpha2.NetworksSpec) {
 		switch {
 		case networks[i].ID != nil:
 		case networks[i].Type == v1alpha2.NetworkMain:
-			networks[i].ID = ptr.To(1)
+			networks[i].ID = new(1)
 		default:
 			id := 2
 			for used[id] {
 				id++
 			}
 			used[id] = true
-			networks[i].ID = ptr.To(id)
+			networks[i].ID = new(id)
 		}
 	}
 }
