@@ -238,8 +238,7 @@ func qemuImg(ctx context.Context, l limits, out io.Writer, args ...string) error
 	case err == nil:
 		return nil
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return &toolError{code: exit.ExitCode(), status: exit.String(), text: complaints.String()}
 	}
 	return fmt.Errorf("run qemu-img: %w", err)

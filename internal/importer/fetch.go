@@ -92,8 +92,7 @@ func unreachable(ctx context.Context, u *url.URL, err error) error {
 	if stalled(ctx) {
 		return fail(ReasonUnreachable, err, "The server %s does not answer", u.Host)
 	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err
 	}
 	return fail(ReasonUnreachable, err, "The server %s cannot be reached: %v", u.Host, err)

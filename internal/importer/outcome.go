@@ -135,8 +135,7 @@ func fail(r Reason, cause error, format string, args ...any) *Failure {
 
 // asFailure returns err itself if it is a Failure, else wraps it as internal.
 func asFailure(err error) *Failure {
-	var f *Failure
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*Failure](err); ok {
 		return f
 	}
 	return fail(ReasonInternal, err, "Internal error: %v", err)

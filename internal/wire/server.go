@@ -47,8 +47,7 @@ func (r *Request) Answer(body any, err error) {
 }
 
 func toError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return &Error{Code: e.Code, Message: err.Error()}
 	}
 	return &Error{Code: CodeInternal, Message: err.Error()}
