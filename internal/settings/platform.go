@@ -49,7 +49,7 @@ func (l *list) String() string { return strings.Join(*l, ",") }
 // Set implements flag.Value.
 func (l *list) Set(value string) error {
 	*l = nil
-	for _, item := range strings.Split(value, ",") {
+	for item := range strings.SplitSeq(value, ",") {
 		if item = strings.TrimSpace(item); item != "" {
 			*l = append(*l, item)
 		}

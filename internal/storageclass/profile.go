@@ -2,6 +2,7 @@ package storageclass
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -146,10 +147,8 @@ func override(key string, class *storagev1.StorageClass, disk map[string]string,
 	if !ok || value == "" {
 		return "", nil
 	}
-	for _, a := range allowed {
-		if a == value {
-			return value, nil
-		}
+	if slices.Contains(allowed, value) {
+		return value, nil
 	}
 	return "", fmt.Errorf("annotation %s has value %q, must be one of %v", key, value, allowed)
 }

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 )
 
 func class(provisioner string, changes ...func(*storagev1.StorageClass)) *storagev1.StorageClass {
@@ -20,7 +19,7 @@ func class(provisioner string, changes ...func(*storagev1.StorageClass)) *storag
 }
 
 func late(c *storagev1.StorageClass) {
-	c.VolumeBindingMode = ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)
+	c.VolumeBindingMode = new(storagev1.VolumeBindingWaitForFirstConsumer)
 }
 
 func annotated(key, value string) func(*storagev1.StorageClass) {
@@ -117,7 +116,7 @@ func TestCheck(t *testing.T) {
 		"fine":                                 {"class", class("x"), true, Rules{}, ""},
 		"no class":                             {"", nil, false, Rules{}, "no default"},
 		"unknown":                              {"none", nil, true, Rules{}, `"none" does not exist`},
-		"being deleted":                        {"class", class("x", func(c *storagev1.StorageClass) { c.DeletionTimestamp = ptr.To(metav1.Now()) }), true, Rules{}, "being deleted"},
+		"being deleted":                        {"class", class("x", func(c *storagev1.StorageClass) { c.DeletionTimestamp = new(metav1.Now()) }), true, Rules{}, "being deleted"},
 		"not allowed":                          {"class", class("x"), true, Rules{Allowed: []string{"other"}}, "not allowed"},
 		"allowed":                              {"class", class("x"), true, Rules{Allowed: []string{"class"}}, ""},
 		"the list does not bind the default":   {"class", class("x"), false, Rules{Allowed: []string{"other"}}, ""},
