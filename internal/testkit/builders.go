@@ -23,8 +23,6 @@ func fresh(m *metav1.ObjectMeta) {
 	m.UID, m.Generation, m.ResourceVersion = "", 0, ""
 }
 
-func pointer[T any](value T) *T { return &value }
-
 // MachineBuilder makes a VirtualMachine.
 type MachineBuilder struct{ vm corev1alpha2.VirtualMachine }
 
@@ -36,8 +34,8 @@ func VM(name string) *MachineBuilder {
 		Spec: corev1alpha2.VirtualMachineSpec{
 			RunPolicy:                     corev1alpha2.AlwaysOnUnlessStoppedManually,
 			Disruptions:                   &corev1alpha2.Disruptions{RestartApprovalMode: corev1alpha2.RestartManual},
-			TerminationGracePeriodSeconds: pointer(int64(60)),
-			EnableParavirtualization:      pointer(true),
+			TerminationGracePeriodSeconds: new(int64(60)),
+			EnableParavirtualization:      new(true),
 			OSType:                        corev1alpha2.OSTypeGeneric,
 			Bootloader:                    corev1alpha2.BIOS,
 			VirtualMachineClassName:       "generic",
@@ -139,7 +137,7 @@ func (b *DiskBuilder) Namespace(name string) *DiskBuilder { b.disk.Namespace = n
 
 // Size sets the size, such as "1Gi".
 func (b *DiskBuilder) Size(size string) *DiskBuilder {
-	b.disk.Spec.PersistentVolumeClaim.Size = pointer(resource.MustParse(size))
+	b.disk.Spec.PersistentVolumeClaim.Size = new(resource.MustParse(size))
 	return b
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -331,8 +332,7 @@ func unserved(ctx context.Context, c client.Client) (string, error) {
 // Stop ends the server and removes what it wrote.
 func (s *Server) Stop() {
 	s.stop.Do(func() {
-		for i := len(s.processes) - 1; i >= 0; i-- {
-			p := s.processes[i]
+		for _, p := range slices.Backward(s.processes) {
 			_ = p.command.Process.Kill()
 			<-p.done
 		}
