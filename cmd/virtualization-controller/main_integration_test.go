@@ -18,7 +18,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -126,7 +125,7 @@ func registerWebhooks(t *testing.T, c client.Client, port int) {
 		&corev1.Service{ObjectMeta: name, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "webhooks", Port: 443}}}},
 		&discoveryv1.EndpointSlice{ObjectMeta: name, AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{ownAddress(t)}}},
-			Ports:     []discoveryv1.EndpointPort{{Name: ptr.To("webhooks"), Port: ptr.To(int32(port))}}}, //nolint:gosec // a port
+			Ports:     []discoveryv1.EndpointPort{{Name: new("webhooks"), Port: new(int32(port))}}}, //nolint:gosec // a port
 	} {
 		if err := c.Create(t.Context(), o); err != nil {
 			t.Fatal(err)
@@ -140,19 +139,19 @@ func registerWebhooks(t *testing.T, c client.Client, port int) {
 	}
 	clientConfig := func(path string) admissionregistrationv1.WebhookClientConfig {
 		return admissionregistrationv1.WebhookClientConfig{CABundle: secret.Data["ca.crt"], Service: &admissionregistrationv1.ServiceReference{
-			Namespace: "d8-virtualization", Name: "virtualization-controller", Path: ptr.To("/" + path)}}
+			Namespace: "d8-virtualization", Name: "virtualization-controller", Path: new("/" + path)}}
 	}
 	kinds := map[string]string{"virtualmachines": "virtualmachine", "virtualmachineclasses": "virtualmachineclass",
 		"virtualmachineoperations": "virtualmachineoperation", "virtualmachineipaddresses": "virtualmachineipaddress",
 		"virtualmachineipaddressleases": "virtualmachineipaddresslease", "virtualdisks": "virtualdisk"}
 	for plural, singular := range kinds {
 		validating.Webhooks = append(validating.Webhooks, admissionregistrationv1.ValidatingWebhook{
-			Name: singular + ".test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: ptr.To(admissionregistrationv1.SideEffectClassNone),
+			Name: singular + ".test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNone),
 			ClientConfig: clientConfig("validate-virtualization-deckhouse-io-v1alpha2-" + singular), Rules: rules(plural)})
 	}
 	mutating := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "test"},
 		Webhooks: []admissionregistrationv1.MutatingWebhook{{
-			Name: "virtualmachine.test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: ptr.To(admissionregistrationv1.SideEffectClassNone),
+			Name: "virtualmachine.test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNone),
 			ClientConfig: clientConfig("mutate-virtualization-deckhouse-io-v1alpha2-virtualmachine"), Rules: rules("virtualmachines")}}}
 	for _, o := range []client.Object{validating, mutating} {
 		if err := c.Create(t.Context(), o); err != nil {

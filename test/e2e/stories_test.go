@@ -114,7 +114,7 @@ kind: Service
 metadata: {name: linux}
 spec: {selector: {app: linux}, ports: [{port: 80, targetPort: 8080}]}
 `)
-	for _, node := range strings.Fields(d8(t, "k", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")) {
+	for node := range strings.FieldsSeq(d8(t, "k", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")) {
 		pod := "client-" + node
 		apply(t, ns, `---
 apiVersion: v1

@@ -150,7 +150,7 @@ func (p process) children() ([]process, error) {
 		if err != nil {
 			continue
 		}
-		for _, word := range strings.Fields(string(content)) {
+		for word := range strings.FieldsSeq(string(content)) {
 			if pid, err := strconv.Atoi(word); err == nil {
 				found = append(found, process(pid))
 			}
