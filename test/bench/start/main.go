@@ -25,21 +25,22 @@ const userspace = "orlop-tiny: userspace up"
 func main() {
 	runs := flag.Int("runs", 5, "how often each side is started")
 	root := flag.String("root", ".", "the repository")
+	cluster := flag.String("cluster", "orlop", "the embedded cluster, which must be the current context's")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *root, *runs); err != nil {
+	if err := run(ctx, *root, *cluster, *runs); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-start:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, root string, runs int) error {
+func run(ctx context.Context, root, cluster string, runs int) error {
 	if runs < 1 {
 		return errors.New("-runs must be 1 or more")
 	}
 	raw := raw{qemu: filepath.Join(root, "bin", "qemu", "qemu-system-x86_64"), guest: filepath.Join(root, "bin", "guests", "tiny.qcow2")}
-	platform, err := prepare(ctx, root)
+	platform, err := prepare(ctx, root, cluster)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ type platform struct {
 }
 
 // prepare serves the tiny guest, imports it and makes a disk from it.
-func prepare(ctx context.Context, root string) (*platform, error) {
+func prepare(ctx context.Context, root, cluster string) (*platform, error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha2.AddToScheme(scheme)); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func prepare(ctx context.Context, root string) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	url, stop, err := serve(ctx, root)
+	url, stop, err := serve(ctx, root, cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +63,8 @@ func prepare(ctx context.Context, root string) (*platform, error) {
 }
 
 // serve offers the guests to the cluster's pods.
-func serve(ctx context.Context, root string) (string, func(), error) {
-	output, err := exec.CommandContext(ctx, filepath.Join(root, "bin", "d8"), "cluster", "status", "-o", "json").Output()
+func serve(ctx context.Context, root, cluster string) (string, func(), error) {
+	output, err := exec.CommandContext(ctx, filepath.Join(root, "bin", "d8"), "cluster", "status", "--name", cluster, "-o", "json").Output()
 	if err != nil {
 		return "", nil, fmt.Errorf("ask for the cluster's status: %w", err)
 	}
