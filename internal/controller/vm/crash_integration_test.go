@@ -206,7 +206,12 @@ func TestCrash(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- c.Start(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run cache: %v", err)
+		}
+	})
 	if !c.GetCache().WaitForCacheSync(ctx) {
 		t.Fatal("cache does not sync")
 	}

@@ -229,12 +229,12 @@ func TestPass(t *testing.T) {
 		"an instance deleted by somebody before it ran is called off: no handler starts it": {
 			world: calm(placed, func(w *world) {
 				w.firstBootExists = true
-				w.instance.DeletionTimestamp = ptr.To(metav1.NewTime(noon))
+				w.instance.DeletionTimestamp = new(metav1.NewTime(noon))
 			}), acts: []string{"apply *v1alpha1.Instance"}, phase: v1alpha2.MachineStopping, counter: 1},
 		"one deleted under a running guest leaves it alone": {
 			world: calm(up, func(w *world) {
 				w.firstBootExists = true
-				w.instance.DeletionTimestamp = ptr.To(metav1.NewTime(noon))
+				w.instance.DeletionTimestamp = new(metav1.NewTime(noon))
 			}), phase: v1alpha2.MachineRunning, counter: 1},
 		"deletion shuts the guest down first": {
 			world: calm(up, deleted), acts: []string{"apply *v1alpha1.Instance"}, phase: v1alpha2.MachineTerminating, counter: 1},

@@ -130,14 +130,14 @@ func running(w *world) (steps.Outcome, steps.Act) {
 	case w.pod == nil:
 		return steps.Waiting(v1alpha2.MachineReasonPodNotStarted, "Pod %s is being created", w.record.Name), nil
 	case i.Status.Phase == v1alpha1.InstancePending:
-		reason, message := podProblem(w.pod)
+		message := podProblem(w.pod)
 		if message == "" && i.Status.Message != "" {
 			message = i.Status.Message
 		}
 		if message == "" {
 			message = "Pod " + w.pod.Name + " is being started"
 		}
-		return steps.Waiting(reason, "%s", message), nil
+		return steps.Waiting(v1alpha2.MachineReasonPodNotStarted, "%s", message), nil
 	}
 	return guestState(i), nil
 }
@@ -206,10 +206,10 @@ func pauseMessage(i *v1alpha1.Instance) string {
 }
 
 // podProblem finds in a pod that does not run yet what stands in its way.
-func podProblem(p *corev1.Pod) (v1alpha2.Reason, string) {
+func podProblem(p *corev1.Pod) string {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return v1alpha2.MachineReasonPodNotStarted, "Pod " + p.Name + " cannot be placed: " + strings.TrimRight(c.Message, ".")
+			return "Pod " + p.Name + " cannot be placed: " + strings.TrimRight(c.Message, ".")
 		}
 	}
 	for _, s := range p.Status.ContainerStatuses {
@@ -218,16 +218,15 @@ func podProblem(p *corev1.Pod) (v1alpha2.Reason, string) {
 			if wait.Message != "" {
 				message += ": " + strings.TrimRight(wait.Message, ".")
 			}
-			return v1alpha2.MachineReasonPodNotStarted, message
+			return message
 		}
 	}
-	return v1alpha2.MachineReasonPodNotStarted, ""
+	return ""
 }
 
 // stuck is true while the pod cannot be placed or started: the machine is Pending then.
 func stuck(p *corev1.Pod) bool {
-	_, message := podProblem(p)
-	return message != ""
+	return podProblem(p) != ""
 }
 
 // fencingHint is added where nobody can tell whether a process lives because its

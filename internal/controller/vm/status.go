@@ -80,6 +80,7 @@ func phase(w *world, r *v1alpha2.InstanceRecord) v1alpha2.MachinePhase {
 		if w.pod != nil && stuck(w.pod) {
 			return v1alpha2.MachinePending
 		}
+	case v1alpha1.InstanceStarting:
 	}
 	return v1alpha2.MachineStarting
 }
@@ -238,6 +239,7 @@ func stats(w *world, now v1alpha2.MachinePhase) *v1alpha2.VirtualMachineStats {
 		}
 	case v1alpha2.MachineStopped:
 		s.LastStartTime = nil
+	default: // measures nothing
 	}
 	s.PhasesTransitions = append(s.PhasesTransitions, v1alpha2.PhaseTransition{Phase: now, Timestamp: stamp})
 	if extra := len(s.PhasesTransitions) - rememberedTransitions; extra > 0 {
