@@ -84,6 +84,7 @@ func ready(w *world) (steps.Outcome, steps.Act) {
 			"StorageClass %s waits for the first VirtualMachine that uses the disk", w.className), nil
 	case handing:
 		return handingOutcome(w)
+	case filling:
 	}
 	next := w.next()
 	outcome := fillingOutcome(w, next)

@@ -96,6 +96,7 @@ func progress(w *world) verdict {
 		done = w.vm.Status.Phase == v1alpha2.MachineStopped
 	case v1alpha2.OperationRestart:
 		done = w.vm.Status.Phase == v1alpha2.MachineRunning && record.Counter > record.Signal.Counter
+	default: // not accepted, see supported
 	}
 	if !done {
 		return underWay(w.operation.Spec)
