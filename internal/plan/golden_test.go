@@ -26,7 +26,7 @@ func golden(t *testing.T, name string, object any) {
 		}
 		return
 	}
-	want, err := os.ReadFile(path) //nolint:gosec // a name from this package
+	want, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -223,12 +223,12 @@ func bootIndexes(refs []v1alpha2.BlockDeviceSpecRef) []int32 {
 	for i, r := range refs {
 		if r.BootOrder != nil {
 			explicit = true
-			indexes[i] = int32(*r.BootOrder) //nolint:gosec // checked at admission
+			indexes[i] = int32(*r.BootOrder)
 		}
 	}
 	if !explicit {
 		for i := range refs {
-			indexes[i] = int32(i + 1) //nolint:gosec // at most 16 devices
+			indexes[i] = int32(i + 1)
 		}
 	}
 	return indexes

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"time"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -73,25 +74,18 @@ func OperationAllowed(operation v1alpha2.OperationType, run v1alpha2.RunPolicy) 
 	}
 }
 
+// possiblePhases are those in which a power operation makes sense without force.
+var possiblePhases = map[v1alpha2.OperationType][]v1alpha2.MachinePhase{
+	v1alpha2.OperationStart: {v1alpha2.MachineStopped, v1alpha2.MachineStopping},
+	v1alpha2.OperationStop: {v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause,
+		v1alpha2.MachinePending},
+	v1alpha2.OperationRestart: {v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause},
+}
+
 // OperationPossible says whether a power operation makes sense in a phase.
 func OperationPossible(operation v1alpha2.OperationType, force bool, phase v1alpha2.MachinePhase) bool {
-	switch operation {
-	case v1alpha2.OperationStart:
-		return phase == v1alpha2.MachineStopped || phase == v1alpha2.MachineStopping
-	case v1alpha2.OperationStop:
-		if phase == v1alpha2.MachinePending {
-			return true
-		}
-		fallthrough
-	case v1alpha2.OperationRestart:
-		switch phase {
-		case v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause:
-			return true
-		case v1alpha2.MachineStopping:
-			return force
-		}
-	}
-	return false
+	hurries := force && phase == v1alpha2.MachineStopping && (operation == v1alpha2.OperationStop || operation == v1alpha2.OperationRestart)
+	return hurries || slices.Contains(possiblePhases[operation], phase)
 }
 
 // Supersedes says whether a new operation may take the place of an unfinished one.

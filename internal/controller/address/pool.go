@@ -139,7 +139,7 @@ func (r *addressRange) lowestFree() (netip.Addr, bool) {
 			n = (n/64 + 1) * 64
 			continue
 		}
-		n = n/64*64 + uint32(bits.TrailingZeros64(^word)) //nolint:gosec // at most 63
+		n = n/64*64 + uint32(bits.TrailingZeros64(^word))
 		if n > last {
 			break
 		}

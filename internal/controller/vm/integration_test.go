@@ -310,7 +310,7 @@ func TestMachineLifecycle(t *testing.T) {
 	s.reap(third)
 	testkit.Eventually(t, patience, "the machine is gone and its disk is free", func() error {
 		if _, err := s.vm("a"); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("machine: %v", err)
+			return fmt.Errorf("machine: %w", err)
 		}
 		d := &v1alpha2.VirtualDisk{}
 		if err := s.get("root", d); err != nil {
@@ -499,7 +499,7 @@ func TestOldOperationsMakeRoom(t *testing.T) {
 // default.
 func TestNoGraceIsNoGrace(t *testing.T) {
 	s := newStage(t)
-	s.machine("g", func(vm *v1alpha2.VirtualMachine) { vm.Spec.TerminationGracePeriodSeconds = ptr.To[int64](0) })
+	s.machine("g", func(vm *v1alpha2.VirtualMachine) { vm.Spec.TerminationGracePeriodSeconds = new(int64(0)) })
 	i := &v1alpha1.Instance{}
 	if err := s.get(s.start("g", 1), i); err != nil || i.Spec.GracePeriodSeconds != 0 {
 		t.Fatalf("grace period %d %v", i.Spec.GracePeriodSeconds, err)
@@ -545,7 +545,7 @@ func TestNamespaceGoes(t *testing.T) {
 	}
 	testkit.Eventually(t, patience, "the machine is gone", func() error {
 		if _, err := s.vm("n"); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("machine: %v", err)
+			return fmt.Errorf("machine: %w", err)
 		}
 		return nil
 	})
