@@ -19,7 +19,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 
@@ -91,7 +90,7 @@ func (s streams) proxyTo(ctx context.Context, name string, responder rest.Respon
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	location := &url.URL{Scheme: "https", Host: net.JoinHostPort(where.address, strconv.Itoa(s.handlers.Port))}
+	location := &url.URL{Scheme: "https", Host: net.JoinHostPort(where.address, strconv.Itoa(s.handlers.Port)), Path: "/"}
 	location = location.JoinPath(append([]string{"v1", "namespaces", where.namespace, "instances", where.instance}, path...)...)
 	relay := &httputil.ReverseProxy{
 		Transport: &http.Transport{
@@ -100,9 +99,10 @@ func (s streams) proxyTo(ctx context.Context, name string, responder rest.Respon
 			TLSHandshakeTimeout:   dialTimeout,
 			ResponseHeaderTimeout: answerTimeout,
 			DisableKeepAlives:     true,
+			DisableCompression:    true, // a stream is not a document
 		},
 		Rewrite:        func(r *httputil.ProxyRequest) { r.Out = outgoing(r.In, location) },
-		ModifyResponse: refusal(name),
+		ModifyResponse: refusal(name), //nolint:bodyclose // the proxy closes it
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
 			responder.Error(explain(where.node, err))
 		},
@@ -119,7 +119,17 @@ func (s streams) proxyTo(ctx context.Context, name string, responder rest.Respon
 }
 
 func isWebSocket(r *http.Request) bool {
-	return httpstream.IsUpgradeRequest(r) && strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
+	return lists(r.Header, "Connection", "upgrade") && lists(r.Header, "Upgrade", "websocket")
+}
+
+// lists tells whether a header, a list with commas, has an item. Case does not matter.
+func lists(header http.Header, name, item string) bool {
+	for one := range strings.SplitSeq(strings.Join(header.Values(name), ","), ",") {
+		if strings.EqualFold(strings.TrimSpace(one), item) {
+			return true
+		}
+	}
+	return false
 }
 
 // outgoing is the request to the handler. It is made anew, so that nothing of the
@@ -135,10 +145,8 @@ func outgoing(in *http.Request, location *url.URL) *http.Request {
 			out.Header[name] = values
 		}
 	}
-	for offered := range strings.SplitSeq(strings.Join(in.Header.Values("Sec-Websocket-Protocol"), ","), ",") {
-		if strings.TrimSpace(offered) == stream.Protocol {
-			out.Header.Set("Sec-Websocket-Protocol", stream.Protocol)
-		}
+	if lists(in.Header, "Sec-Websocket-Protocol", stream.Protocol) {
+		out.Header.Set("Sec-Websocket-Protocol", stream.Protocol)
 	}
 	if user, ok := apirequest.UserFrom(in.Context()); ok {
 		out.Header.Set("X-Remote-User", user.GetName()) // for the handler's log
@@ -151,7 +159,8 @@ func outgoing(in *http.Request, location *url.URL) *http.Request {
 // missing machine.
 func refusal(name string) func(*http.Response) error {
 	return func(response *http.Response) error {
-		if response.StatusCode == http.StatusSwitchingProtocols {
+		if body, ok := response.Body.(io.ReadWriteCloser); ok && response.StatusCode == http.StatusSwitchingProtocols {
+			response.Body = whole{body}
 			return nil
 		}
 		defer response.Body.Close()
@@ -169,6 +178,11 @@ func refusal(name string) func(*http.Response) error {
 		}
 	}
 }
+
+// whole is a connection that cannot be closed by halves. Halves are the business of
+// the protocol inside; a client whose connection has ended is gone, and a handler that
+// is stuck must not keep what was joined to it.
+type whole struct{ io.ReadWriteCloser }
 
 // explain tells what came of an attempt to reach a handler. Statuses pass as they are;
 // the rest happens between the nodes, and may be better in a moment.
