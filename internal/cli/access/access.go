@@ -6,7 +6,9 @@
 package access
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +17,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/rest"
@@ -171,7 +172,10 @@ func (e *RefusedError) Unwrap() error { return e.err }
 // not running yet, or a component is being replaced.
 func (e *RefusedError) Temporary() bool {
 	switch e.Code {
-	case 0, http.StatusConflict, http.StatusInternalServerError, http.StatusBadGateway,
+	case 0:
+		var untrusted *tls.CertificateVerificationError
+		return !errors.As(e.err, &untrusted)
+	case http.StatusConflict, http.StatusInternalServerError, http.StatusBadGateway,
 		http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusTooManyRequests:
 		return true
 	default:
@@ -179,36 +183,54 @@ func (e *RefusedError) Temporary() bool {
 	}
 }
 
+// refused finds the sentence in a refusal of the API server, of one of its proxies,
+// or of the network.
 func refused(err error) error {
 	var handshake *stream.HandshakeError
 	if !errors.As(err, &handshake) {
 		return err
 	}
-	refusal := &RefusedError{Code: int32(handshake.StatusCode), Message: err.Error(), err: err} //nolint:gosec // an HTTP status fits
-	var status metav1.Status
-	if json.Unmarshal(handshake.Body, &status) == nil && status.Message != "" {
-		refusal.Message = status.Message
-	} else if text := strings.TrimSpace(string(handshake.Body)); text != "" {
-		refusal.Message = text
+	refusal := &RefusedError{Code: int32(handshake.StatusCode), err: err}
+	text := strings.TrimSpace(string(handshake.Body))
+	switch message := statusMessage(handshake.Body); {
+	case message != "":
+		refusal.Message = message
+	case handshake.StatusCode == http.StatusNotFound:
+		refusal.Message = "the cluster does not serve consoles and ports of virtual machines: is the module virtualization installed there?"
+	case handshake.StatusCode >= http.StatusBadRequest:
+		refusal.Message = fmt.Sprintf("the API server answered %d: %s", handshake.StatusCode, text)
+	default:
+		refusal.Message = fmt.Sprintf("connect to the API server: %v", innermost(err))
 	}
 	return refusal
 }
 
-// CompleteNames is shell completion for virtual machine names.
-func (f *Flags) CompleteNames(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	cluster, err := f.Connect()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
+// statusMessage returns the message of a Status object. Only the beginning of an
+// answer is kept, so the end of the object may be missing.
+func statusMessage(body []byte) string {
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if open, err := decoder.Token(); err != nil || open != json.Delim('{') {
+		return ""
 	}
-	var list v1alpha2.VirtualMachineList
-	if err := cluster.Client.List(command.Context(), &list, client.InNamespace(cluster.Namespace), client.Limit(500)); err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for i := range list.Items {
-		if name := list.Items[i].Name; strings.HasPrefix(name, prefix) {
-			names = append(names, name)
+	for {
+		key, err := decoder.Token()
+		if err != nil {
+			return ""
+		}
+		var value any
+		if decoder.Decode(&value) != nil {
+			return ""
+		}
+		if message, ok := value.(string); ok && key == "message" {
+			return message
 		}
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// innermost drops what the layers of HTTP say around a network's error.
+func innermost(err error) error {
+	if request, ok := errors.AsType[*url.Error](err); ok {
+		return request.Err
+	}
+	return err
 }

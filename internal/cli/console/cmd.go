@@ -23,14 +23,22 @@ func New(flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command
 		Long: `Open the serial console of a virtual machine.
 
 Press Ctrl+] to leave. While the virtual machine is not running yet, or restarts,
-the command waits and connects again by itself.`,
+the command waits and connects again by itself. A console has one user: whoever
+opens it takes it over, and the former one's command ends.
+
+Standard output has what the guest prints and nothing else; what the command itself
+has to say goes to standard error. Exit codes: 0 after Ctrl+] or a take-over, 130
+after a signal, 1 after an error.`,
 		Example: `  # The console of the virtual machine "linux" in the current namespace
   d8 v console linux
 
   # … in the namespace "prod", waiting at most a minute for it to run
-  d8 v console linux.prod --timeout 1m`,
+  d8 v console linux.prod --timeout 1m
+
+  # Record what it prints
+  d8 v console linux | tee linux.log`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: flags.CompleteNames,
+		ValidArgsFunction: flags.CompleteName,
 		RunE: func(command *cobra.Command, args []string) error {
 			if err := o.complete(flags, args[0]); err != nil {
 				return err

@@ -25,6 +25,9 @@ const escape = 29
 // retryEvery is the pause between two attempts to connect.
 const retryEvery = 2 * time.Second
 
+// backlog is how much is kept for a guest that does not read, in bytes.
+const backlog = 64 << 10
+
 // errLeft says that the user pressed Ctrl+].
 var errLeft = errors.New("left the console")
 
@@ -35,6 +38,10 @@ type options struct {
 
 	cluster *access.Cluster
 	target  access.Target
+	// terminal tells whether a person types; else input is a script's, of which
+	// nothing may get lost.
+	terminal bool
+	screen   *screen
 }
 
 func (o *options) complete(flags *access.Flags, argument string) error {
@@ -43,12 +50,13 @@ func (o *options) complete(flags *access.Flags, argument string) error {
 		return err
 	}
 	o.cluster = cluster
+	o.screen = newScreen(o.streams.ErrOut)
 	o.target, err = access.ParseTarget(argument, cluster.Namespace)
 	return err
 }
 
 func (o *options) run(ctx context.Context) error {
-	restore, err := rawTerminal(o.streams.In)
+	restore, err := o.rawTerminal()
 	if err != nil {
 		return err
 	}
@@ -59,31 +67,32 @@ func (o *options) run(ctx context.Context) error {
 	err = o.converse(ctx, readKeys(ctx, o.streams.In))
 	switch {
 	case errors.Is(err, errLeft):
-		o.say("Left the console of %s", o.target.Name)
+		o.screen.say("Left the console of %s", o.target.Name)
 		return nil
 	case errors.Is(err, stream.ErrTakenOver):
-		o.say("Another client took over the console of %s", o.target.Name)
+		o.screen.say("Another client took over the console of %s", o.target.Name)
 		return nil
+	case ctx.Err() != nil:
+		o.screen.clear()
+		return ctx.Err()
 	default:
+		o.screen.clear()
 		return err
 	}
 }
 
 // converse connects, and connects again, until the user leaves, somebody else
-// takes the console, the guest stays down for the time-out, or input that is not
-// a terminal ends.
+// takes the console, or the guest stays down for the time-out.
 func (o *options) converse(ctx context.Context, keys <-chan keystroke) error {
 	var down time.Time
 	for {
-		conn, err := o.cluster.Open(ctx, o.target, "console", nil)
+		conn, err := o.connect(ctx, o.heard(keys))
 		if err == nil {
 			down = time.Time{}
-			o.say("Connected to the console of %s; press Ctrl+] to leave", o.target.Name)
-			if err = o.attach(ctx, conn, keys); err == nil || final(err) {
-				return err
-			}
+			o.screen.say("Connected to the console of %s; press Ctrl+] to leave", o.target.Name)
+			err = o.attach(ctx, conn, keys)
 		}
-		if final(err) {
+		if ctx.Err() != nil || final(err) {
 			return err
 		}
 		if down.IsZero() {
@@ -92,24 +101,65 @@ func (o *options) converse(ctx context.Context, keys <-chan keystroke) error {
 		if waited := time.Since(down); waited > o.timeout {
 			return fmt.Errorf("virtual machine %s gave no console within %s: %w", o.target.Name, o.timeout, err)
 		}
-		if err := o.wait(ctx, keys, err); err != nil {
+		if err := o.wait(ctx, o.heard(keys), err); err != nil {
 			return err
 		}
 	}
 }
 
+// heard are the keys listened to without a connection: all that a person types then
+// is Ctrl+], while a script's input waits for the guest.
+func (o *options) heard(keys <-chan keystroke) <-chan keystroke {
+	if o.terminal {
+		return keys
+	}
+	return nil
+}
+
 // final tells errors that no second attempt can mend.
 func final(err error) bool {
-	if errors.Is(err, errLeft) || errors.Is(err, stream.ErrTakenOver) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, errLeft) || errors.Is(err, stream.ErrTakenOver) {
 		return true
 	}
 	var refused *access.RefusedError
 	return errors.As(err, &refused) && !refused.Temporary()
 }
 
+// connect opens the console, unless the user leaves before it answers.
+func (o *options) connect(ctx context.Context, keys <-chan keystroke) (*stream.Conn, error) {
+	type answer struct {
+		conn *stream.Conn
+		err  error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	opened := make(chan answer, 1)
+	go func() {
+		conn, err := o.cluster.Open(ctx, o.target, "console", nil)
+		opened <- answer{conn, err}
+	}()
+	for {
+		select {
+		case a := <-opened:
+			return a.conn, a.err
+		case key, open := <-keys:
+			switch {
+			case !open || key.err != nil:
+				keys = nil // input has ended; the guest may still have something to say
+			case key.leaves():
+				cancel()
+				if a := <-opened; a.err == nil {
+					_ = a.conn.Close()
+				}
+				return nil, errLeft
+			}
+		}
+	}
+}
+
 // wait shows what the virtual machine does until the next attempt.
 func (o *options) wait(ctx context.Context, keys <-chan keystroke, cause error) error {
-	o.status("%s", o.reason(ctx, cause))
+	o.screen.status("%s", o.reason(ctx, cause))
 	pause := time.NewTimer(retryEvery)
 	defer pause.Stop()
 	for {
@@ -119,11 +169,10 @@ func (o *options) wait(ctx context.Context, keys <-chan keystroke, cause error) 
 		case <-pause.C:
 			return nil
 		case key, open := <-keys:
-			if !open || key.err != nil {
-				keys = nil // input has ended; waiting goes on
-				continue
-			}
-			if key.leaves() {
+			switch {
+			case !open || key.err != nil:
+				keys = nil
+			case key.leaves():
 				return errLeft
 			}
 		}
@@ -131,62 +180,90 @@ func (o *options) wait(ctx context.Context, keys <-chan keystroke, cause error) 
 }
 
 func (o *options) reason(ctx context.Context, cause error) string {
+	ctx, cancel := context.WithTimeout(ctx, retryEvery)
+	defer cancel()
 	var vm v1alpha2.VirtualMachine
 	if err := o.cluster.Client.Get(ctx, client.ObjectKey{Namespace: o.target.Namespace, Name: o.target.Name}, &vm); err != nil {
 		return fmt.Sprintf("Waiting for virtual machine %s: %v", o.target.Name, cause)
 	}
 	if phase := vm.Status.Phase; phase != "" && phase != v1alpha2.MachineRunning {
-		return fmt.Sprintf("Waiting for virtual machine %s (%s)", o.target.Name, phase)
+		return fmt.Sprintf("Waiting for virtual machine %s (%s); press Ctrl+] to leave", o.target.Name, phase)
 	}
 	return fmt.Sprintf("Waiting for the console of %s: %v", o.target.Name, cause)
 }
 
 // attach joins terminal and guest until one of them ends. The carriage return at
 // the start makes a waiting getty print its prompt.
+//
+// What was typed goes to the guest from a goroutine of its own, because a guest that
+// does not read its serial port stops the writer, and Ctrl+] must work then too.
 func (o *options) attach(ctx context.Context, conn *stream.Conn, keys <-chan keystroke) error {
 	defer func() { _ = conn.Close() }()
-	if _, err := conn.Write([]byte{'\r'}); err != nil {
-		return err
-	}
-	output := make(chan error, 1)
+	output, failed, typed := make(chan error, 1), make(chan error, 1), make(chan []byte)
+	defer close(typed)
+	go func() { output <- o.show(conn) }()
 	go func() {
-		_, err := io.Copy(o.streams.Out, conn)
-		if err == nil {
-			err = &access.RefusedError{Code: http.StatusServiceUnavailable, Message: "the console was closed"}
+		for bytes := range typed {
+			if _, err := conn.Write(bytes); err != nil {
+				failed <- err
+				return
+			}
 		}
-		output <- err
 	}()
+	pending := []byte{'\r'}
 	for {
+		send, take := typed, keys
+		if len(pending) == 0 {
+			send = nil
+		}
+		if len(pending) > backlog && !o.terminal {
+			take = nil
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-output:
 			return err
-		case key, open := <-keys:
+		case err := <-failed:
+			return verdict(output, err)
+		case send <- pending:
+			pending = nil
+		case key, open := <-take:
 			switch {
 			case !open || errors.Is(key.err, io.EOF):
 				keys = nil // a script's input has ended; its output still comes
 			case key.err != nil:
-				return key.err
+				return fmt.Errorf("read input: %w", key.err)
 			case key.leaves():
 				return errLeft
+			case len(pending) > backlog:
+				o.screen.bell()
 			default:
-				if _, err := conn.Write(key.bytes); err != nil {
-					return err
-				}
+				pending = append(pending, key.bytes...)
 			}
 		}
 	}
 }
 
-// say writes a line of our own, apart from what the guest prints.
-func (o *options) say(format string, args ...any) {
-	fmt.Fprintf(o.streams.ErrOut, "\r\033[K"+format+"\r\n", args...)
+// show prints what the guest sends. Its end is never in order: a guest does not hang up.
+func (o *options) show(conn *stream.Conn) error {
+	if _, err := io.Copy(o.streams.Out, conn); err != nil {
+		return err
+	}
+	return &access.RefusedError{Code: http.StatusServiceUnavailable, Message: "the console was closed"}
 }
 
-// status rewrites the current line.
-func (o *options) status(format string, args ...any) {
-	fmt.Fprintf(o.streams.ErrOut, "\r\033[K"+format, args...)
+// verdict is why a connection broke that could not be written to: the reading side
+// knows whether somebody took the console over, and then it must not be taken back.
+func verdict(output <-chan error, broken error) error {
+	patience := time.NewTimer(retryEvery)
+	defer patience.Stop()
+	select {
+	case err := <-output:
+		return err
+	case <-patience.C:
+		return broken
+	}
 }
 
 // keystroke is one read of the terminal.
@@ -228,8 +305,8 @@ func readKeys(ctx context.Context, in io.Reader) <-chan keystroke {
 
 // rawTerminal switches a terminal to raw mode and returns what undoes it; input
 // that is no terminal is left as it is.
-func rawTerminal(in io.Reader) (func(), error) {
-	file, ok := in.(*os.File)
+func (o *options) rawTerminal() (func(), error) {
+	file, ok := o.streams.In.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
 		return func() {}, nil
 	}
@@ -237,5 +314,6 @@ func rawTerminal(in io.Reader) (func(), error) {
 	if err != nil {
 		return nil, fmt.Errorf("switch the terminal to raw mode: %w", err)
 	}
+	o.terminal = true
 	return func() { _ = term.Restore(int(file.Fd()), state) }, nil
 }

@@ -21,7 +21,10 @@ func New(flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command
 		Long: `Forward local ports to ports of a virtual machine, until interrupted.
 
 PROTOCOL is tcp (the default) or udp. Without TARGET the guest's port has the same
-number as the local one.`,
+number as the local one; LOCAL 0 means any free port, which is printed.
+
+Exit codes: 0 after Ctrl+C or SIGTERM (with --stdio: after the guest has closed the
+connection, and 130 after a signal), 1 after an error.`,
 		Example: `  # Local port 8080 to port 80 of the guest
   d8 v port-forward linux 8080:80
 
@@ -31,7 +34,7 @@ number as the local one.`,
   # Standard input and output instead of a local port, for ssh's ProxyCommand
   d8 v port-forward --stdio=true linux.prod 22`,
 		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: flags.CompleteNames,
+		ValidArgsFunction: flags.CompleteName,
 		RunE: func(command *cobra.Command, args []string) error {
 			if err := o.complete(flags, args); err != nil {
 				return err

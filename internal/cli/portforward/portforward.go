@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -18,12 +17,6 @@ import (
 	"orlop.dev/orlop/internal/cli/access"
 	"orlop.dev/orlop/internal/stream"
 )
-
-// datagram is the largest UDP payload forwarded, in bytes.
-const datagram = 1500
-
-// idle is how long a UDP peer may be silent before its stream is closed.
-const idle = 2 * time.Minute
 
 // port is one forwarded port.
 type port struct {
@@ -77,6 +70,8 @@ type options struct {
 	target  access.Target
 	listen  netip.Addr
 	ports   []port
+
+	speaking sync.Mutex
 }
 
 func (o *options) complete(flags *access.Flags, args []string) error {
@@ -101,23 +96,25 @@ func (o *options) complete(flags *access.Flags, args []string) error {
 	return err
 }
 
+// run forwards until it is interrupted, which is how it is meant to end.
 func (o *options) run(ctx context.Context) error {
 	if o.stdio {
 		return o.joinStandard(ctx, o.ports[0])
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	group, groupCtx := errgroup.WithContext(ctx)
 	for _, p := range o.ports {
 		group.Go(func() error {
 			if p.protocol == "udp" {
-				return o.forwardDatagrams(ctx, p)
+				return o.forwardDatagrams(groupCtx, p)
 			}
-			return o.forwardConnections(ctx, p)
+			return o.forwardConnections(groupCtx, p)
 		})
 	}
-	if err := group.Wait(); err != nil && ctx.Err() == nil {
-		return err
+	err := group.Wait()
+	if ctx.Err() != nil {
+		return nil
 	}
-	return context.Cause(ctx)
+	return err
 }
 
 func (o *options) open(ctx context.Context, p port) (*stream.Conn, error) {
@@ -125,7 +122,10 @@ func (o *options) open(ctx context.Context, p port) (*stream.Conn, error) {
 	return o.cluster.Open(ctx, o.target, "portforward", query)
 }
 
+// say writes a line to standard error; connections speak at the same time.
 func (o *options) say(format string, args ...any) {
+	o.speaking.Lock()
+	defer o.speaking.Unlock()
 	fmt.Fprintf(o.streams.ErrOut, format+"\n", args...)
 }
 
@@ -144,10 +144,15 @@ func (o *options) joinStandard(ctx context.Context, p port) error {
 			_ = conn.CloseWrite()
 		}
 	}()
-	if _, err := io.Copy(o.streams.Out, conn); err != nil {
+	_, err = io.Copy(o.streams.Out, conn)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
 		return fmt.Errorf("receive from %s: %w", o.target, err)
+	default:
+		return nil
 	}
-	return nil
 }
 
 // forwardConnections serves one local TCP port until the context ends.
@@ -184,97 +189,4 @@ func (o *options) forwardConnection(ctx context.Context, p port, local *net.TCPC
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close(); _ = local.Close() })
 	defer stop()
 	return stream.Copy(conn, local)
-}
-
-// forwardDatagrams serves one local UDP port: each peer address gets a stream of
-// its own, so that answers find their way back.
-func (o *options) forwardDatagrams(ctx context.Context, p port) error {
-	socket, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", netip.AddrPortFrom(o.listen, p.local).String())
-	if err != nil {
-		return fmt.Errorf("listen on local port %d: %w", p.local, err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
-	defer stop()
-	o.say("Forwarding udp %s -> %s:%d", socket.LocalAddr(), o.target.Name, p.target)
-
-	peers := peers{open: map[string]*peer{}}
-	defer peers.closeAll()
-	buffer := make([]byte, datagram)
-	for {
-		n, from, err := socket.ReadFrom(buffer)
-		if err != nil {
-			return fmt.Errorf("receive on local port %d: %w", p.local, err)
-		}
-		one, err := peers.get(from, func() (*stream.Conn, error) { return o.open(ctx, p) })
-		if err != nil {
-			o.say("Datagram from %s: %v", from, err)
-			continue
-		}
-		one.idle.Reset(idle)
-		if _, err := one.conn.Write(buffer[:n]); err != nil {
-			peers.drop(from)
-			continue
-		}
-		one.answer.Do(func() { go peers.answers(socket, from, one) })
-	}
-}
-
-// peer is one sender of datagrams and its stream.
-type peer struct {
-	conn   *stream.Conn
-	idle   *time.Timer
-	answer sync.Once
-}
-
-type peers struct {
-	lock sync.Mutex
-	open map[string]*peer
-}
-
-func (s *peers) get(from net.Addr, dial func() (*stream.Conn, error)) (*peer, error) {
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	if one, ok := s.open[from.String()]; ok {
-		return one, nil
-	}
-	conn, err := dial()
-	if err != nil {
-		return nil, err
-	}
-	one := &peer{conn: conn, idle: time.AfterFunc(idle, func() { s.drop(from) })}
-	s.open[from.String()] = one
-	return one, nil
-}
-
-func (s *peers) drop(from net.Addr) {
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	if one, ok := s.open[from.String()]; ok {
-		one.idle.Stop()
-		_ = one.conn.Close()
-		delete(s.open, from.String())
-	}
-}
-
-func (s *peers) closeAll() {
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	for _, one := range s.open {
-		one.idle.Stop()
-		_ = one.conn.Close()
-	}
-}
-
-func (s *peers) answers(socket net.PacketConn, to net.Addr, one *peer) {
-	defer s.drop(to)
-	for {
-		message, err := one.conn.ReadMessage()
-		if err != nil {
-			return
-		}
-		one.idle.Reset(idle)
-		if _, err := socket.WriteTo(message, to); err != nil {
-			return
-		}
-	}
 }

@@ -25,9 +25,10 @@ type verb struct {
 	force    string
 }
 
-// verbs are the commands of this package; force is empty where the API refuses it.
+// verbs are the commands of this package. The API refuses force for a start, so there
+// the flag is taken, as all these commands have it, and not passed on.
 var verbs = []verb{
-	{name: "start", short: "Start virtual machines", question: "Start", kind: v1alpha2.OperationStart},
+	{name: "start", short: "Start virtual machines", question: "Start", kind: v1alpha2.OperationStart, force: "no effect: a start has nothing to force"},
 	{name: "stop", short: "Stop virtual machines", question: "Stop", kind: v1alpha2.OperationStop, force: "power off at once instead of asking the guest to shut down"},
 	{name: "restart", short: "Restart virtual machines", question: "Restart", kind: v1alpha2.OperationRestart, force: "power off at once instead of asking the guest to shut down"},
 }
@@ -49,15 +50,22 @@ func newVerb(v verb, flags *access.Flags, streams genericiooptions.IOStreams) *c
 		Long: fmt.Sprintf(`%s, by making a VirtualMachineOperation for each.
 
 The command returns when the operation has begun; with --wait, when it has ended.
-More than one virtual machine implies --create-only.`, v.short),
+More than one virtual machine implies --create-only.
+
+Exit codes: 0 when every operation has begun (or ended, or was declined), 1 when one
+could not be made, failed, was superseded or took longer than --timeout, 130 after a
+signal. An operation goes on when the command stops waiting for it.`, v.short),
 		Example: fmt.Sprintf(`  # One virtual machine, and wait for the end
   d8 v %[1]s linux --wait
+
+  # Several, one of them in another namespace
+  d8 v %[1]s linux windows.lab
 
   # All of the namespace "prod" with a label, without a question
   d8 v %[1]s -n prod -l tier=web --yes`, v.name),
 		ValidArgsFunction: flags.CompleteNames,
 		RunE: func(command *cobra.Command, args []string) error {
-			if command.Flags().Changed("force") {
+			if command.Flags().Changed("force") && v.kind != v1alpha2.OperationStart {
 				o.force = &o.forceValue
 			}
 			if err := o.complete(command.Context(), flags, args); err != nil {
@@ -66,9 +74,7 @@ More than one virtual machine implies --create-only.`, v.short),
 			return o.run(command.Context())
 		},
 	}
-	if v.force != "" {
-		command.Flags().BoolVarP(&o.forceValue, "force", "f", false, v.force)
-	}
+	command.Flags().BoolVarP(&o.forceValue, "force", "f", false, v.force)
 	command.Flags().BoolVarP(&o.wait, "wait", "w", false, "wait until the operation has completed")
 	command.Flags().BoolVarP(&o.createOnly, "create-only", "c", false, "return as soon as the operation exists")
 	command.Flags().BoolVar(&o.all, "all", false, "all virtual machines of the namespace")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -84,34 +85,58 @@ func (o *options) choose(ctx context.Context) error {
 	return nil
 }
 
+// run treats each virtual machine; one that fails does not hold up the others.
 func (o *options) run(ctx context.Context) error {
 	createOnly := o.createOnly || len(o.targets) > 1
 	answers := bufio.NewReader(o.streams.In)
+	var errs []error
 	for _, target := range o.targets {
-		if !o.yes && !o.confirm(answers, target) {
-			continue
+		if !o.yes {
+			agreed, err := o.confirm(ctx, answers, target)
+			if err != nil {
+				return err
+			}
+			if !agreed {
+				o.say("Virtual machine %s is left as it is", target)
+				continue
+			}
 		}
 		operation, err := o.create(ctx, target)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		o.say("Operation %s created", operation.Name)
 		if createOnly {
 			continue
 		}
 		if err := o.follow(ctx, operation); err != nil {
-			return err
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// confirm asks once; no answer is a no.
-func (o *options) confirm(answers *bufio.Reader, target access.Target) bool {
+// confirm asks once; no answer is a no. A read of the terminal cannot be
+// interrupted, the wait for it can.
+func (o *options) confirm(ctx context.Context, answers *bufio.Reader, target access.Target) (bool, error) {
 	fmt.Fprintf(o.streams.Out, "%s virtual machine %s in namespace %s? [y/N] ", o.verb.question, target.Name, target.Namespace)
-	answer, _ := answers.ReadString('\n')
-	answer = strings.ToLower(strings.TrimSpace(answer))
-	return answer == "y" || answer == "yes"
+	lines := make(chan string, 1)
+	go func() {
+		line, _ := answers.ReadString('\n')
+		lines <- line
+	}()
+	select {
+	case <-ctx.Done():
+		o.say("")
+		return false, ctx.Err()
+	case line := <-lines:
+		if !strings.HasSuffix(line, "\n") {
+			o.say("") // input has ended; the question still stands on the line
+		}
+		answer := strings.ToLower(strings.TrimSpace(line))
+		return answer == "y" || answer == "yes", nil
+	}
 }
 
 func (o *options) create(ctx context.Context, target access.Target) (*v1alpha2.VirtualMachineOperation, error) {
@@ -130,29 +155,46 @@ func (o *options) create(ctx context.Context, target access.Target) (*v1alpha2.V
 }
 
 // follow watches the operation until it has begun, or with --wait until it has ended.
-func (o *options) follow(ctx context.Context, operation *v1alpha2.VirtualMachineOperation) error {
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+func (o *options) follow(parent context.Context, operation *v1alpha2.VirtualMachineOperation) error {
+	ctx, cancel := context.WithTimeout(parent, o.timeout)
 	defer cancel()
 	for {
-		events, err := o.cluster.Client.Watch(ctx, &v1alpha2.VirtualMachineOperationList{}, client.InNamespace(operation.Namespace),
-			client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector("metadata.name", operation.Name)})
-		if err != nil {
-			return fmt.Errorf("watch operation %s: %w", operation.Name, err)
-		}
-		done, err := o.judgeAll(ctx, events)
-		events.Stop()
-		if done || err != nil {
+		done, err := o.observe(ctx, operation)
+		switch {
+		case ctx.Err() == nil && err != nil:
 			return err
-		}
-		if ctx.Err() != nil {
+		case done:
+			return nil
+		case parent.Err() != nil:
+			return fmt.Errorf("stopped waiting; operation %s goes on: %w", operation.Name, parent.Err())
+		case ctx.Err() != nil:
 			return fmt.Errorf("operation %s is not done after %s; it goes on, see `d8 k -n %s get vmop %s`: %w",
 				operation.Name, o.timeout, operation.Namespace, operation.Name, ctx.Err())
 		}
 	}
 }
 
-// judgeAll reads events until the operation is done or the watch closes.
-func (o *options) judgeAll(ctx context.Context, events watch.Interface) (bool, error) {
+// observe looks at the operation and then watches it. A watch that closes, as they
+// do now and then, is neither done nor an error.
+func (o *options) observe(ctx context.Context, operation *v1alpha2.VirtualMachineOperation) (bool, error) {
+	var now v1alpha2.VirtualMachineOperation
+	if err := o.cluster.Client.Get(ctx, client.ObjectKeyFromObject(operation), &now); apierrors.IsNotFound(err) || err == nil && now.UID != operation.UID {
+		return false, deleted(operation)
+	} else if err != nil {
+		return false, fmt.Errorf("get operation %s: %w", operation.Name, err)
+	}
+	if done, err := o.judge(&now); done || err != nil {
+		return done, err
+	}
+	events, err := o.cluster.Client.Watch(ctx, &v1alpha2.VirtualMachineOperationList{}, &client.ListOptions{
+		Namespace:     operation.Namespace,
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", operation.Name),
+		Raw:           &metav1.ListOptions{ResourceVersion: now.ResourceVersion},
+	})
+	if err != nil {
+		return false, fmt.Errorf("watch operation %s: %w", operation.Name, err)
+	}
+	defer events.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -161,20 +203,30 @@ func (o *options) judgeAll(ctx context.Context, events watch.Interface) (bool, e
 			if !open {
 				return false, nil
 			}
-			operation, ok := event.Object.(*v1alpha2.VirtualMachineOperation)
-			if !ok {
-				return false, nil
-			}
-			if event.Type == watch.Deleted {
-				return true, fmt.Errorf("operation %s was deleted", operation.Name)
-			}
-			if done, err := o.judge(operation); done || err != nil {
+			if done, err := o.judgeEvent(event); done || err != nil {
 				return done, err
 			}
 		}
 	}
 }
 
+func deleted(operation *v1alpha2.VirtualMachineOperation) error {
+	return fmt.Errorf("operation %s was deleted", operation.Name)
+}
+
+func (o *options) judgeEvent(event watch.Event) (bool, error) {
+	operation, ok := event.Object.(*v1alpha2.VirtualMachineOperation)
+	switch {
+	case !ok:
+		return false, fmt.Errorf("watch operation: %w", apierrors.FromObject(event.Object))
+	case event.Type == watch.Deleted:
+		return false, deleted(operation)
+	default:
+		return o.judge(operation)
+	}
+}
+
+// judge tells whether there is nothing left to wait for.
 func (o *options) judge(operation *v1alpha2.VirtualMachineOperation) (bool, error) {
 	switch operation.Status.Phase {
 	case v1alpha2.OperationCompleted:
@@ -187,7 +239,7 @@ func (o *options) judge(operation *v1alpha2.VirtualMachineOperation) (bool, erro
 		o.say("Operation %s is in progress", operation.Name)
 		return true, nil
 	case v1alpha2.OperationFailed, v1alpha2.OperationSuperseded:
-		return true, fmt.Errorf("operation %s: %s%s", operation.Name, operation.Status.Phase, explanation(operation))
+		return false, fmt.Errorf("operation %s: %s%s", operation.Name, operation.Status.Phase, explanation(operation))
 	default:
 		return false, nil
 	}

@@ -18,14 +18,15 @@ func New(flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command
 		Long: `Open an SSH session to a virtual machine with the local OpenSSH client.
 
 The connection goes through the cluster's API, so the guest's address need not be
-reachable from here.`,
+reachable from here. The exit code is ssh's: that of the command in the guest, or 255
+if ssh itself failed; 130 after a signal.`,
 		Example: `  # As the user "cloud"
   d8 v ssh cloud@linux
 
   # Another key, another port, a command
   d8 v ssh -i ~/.ssh/lab -p 2222 cloud@linux.prod -- uname -a`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: flags.CompleteNames,
+		ValidArgsFunction: flags.CompleteName,
 		RunE: func(command *cobra.Command, args []string) error {
 			if err := o.complete(flags, args); err != nil {
 				return err
@@ -39,5 +40,9 @@ reachable from here.`,
 	command.Flags().StringVar(&o.knownHosts, "known-hosts", "", "known hosts file (default: OpenSSH's)")
 	command.Flags().StringVarP(&o.command, "command", "c", "", "command to run in the guest")
 	command.Flags().StringArrayVar(&o.extra, "ssh-args", nil, "more arguments for ssh, split at spaces (may be repeated)")
+	command.Flags().Bool("local-ssh", true, "")
+	command.Flags().StringArrayVar(&o.extra, "local-ssh-opts", nil, "")
+	_ = command.Flags().MarkDeprecated("local-ssh", "the local ssh is always used")
+	_ = command.Flags().MarkDeprecated("local-ssh-opts", "use --ssh-args")
 	return command
 }

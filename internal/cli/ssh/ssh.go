@@ -8,11 +8,16 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"orlop.dev/orlop/internal/cli/access"
 )
+
+// leaveTime is how long ssh may take to end after a signal.
+const leaveTime = 5 * time.Second
 
 type options struct {
 	streams    genericiooptions.IOStreams
@@ -111,10 +116,21 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return errors.New("the OpenSSH client is not installed here (package openssh-client); `d8 v port-forward` works without it")
 	}
-	command := exec.CommandContext(ctx, program, o.arguments()...) //nolint:gosec // running the user's own ssh is the purpose
+	command := exec.CommandContext(ctx, program, o.arguments()...)
 	command.Stdin, command.Stdout, command.Stderr = o.streams.In, o.streams.Out, o.streams.ErrOut
-	if err := command.Run(); err != nil {
+	// Both get Ctrl+C from the terminal; ssh needs a moment to restore it.
+	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.WaitDelay = leaveTime
+	err = command.Run()
+	var ended *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &ended) && ended.Exited():
+		return &access.ExitError{Code: ended.ExitCode()}
+	case err != nil:
 		return fmt.Errorf("ssh: %w", err)
+	default:
+		return nil
 	}
-	return nil
 }
