@@ -128,7 +128,7 @@ const (
 	// Condition Ready.
 	ClassReasonSuitableNodesFound   Reason = "SuitableNodesFound"
 	ClassReasonNoSuitableNodesFound Reason = "NoSuitableNodesFound"
-	ClassReasonNoCpuFeaturesEnabled Reason = "NoCpuFeaturesEnabled"
+	ClassReasonNoCPUFeaturesEnabled Reason = "NoCpuFeaturesEnabled"
 
 	// Condition Discovered.
 	ClassReasonDiscoverySucceeded Reason = "DiscoverySucceeded"

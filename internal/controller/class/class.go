@@ -65,7 +65,7 @@ func (w *world) hostModel() bool {
 
 func ready(w *world) (steps.Outcome, steps.Act) {
 	if w.class.Spec.CPU.Type == v1alpha2.CPUTypeDiscovery {
-		return steps.Failed(v1alpha2.ClassReasonNoCpuFeaturesEnabled, "Type Discovery is not supported in this release"), nil
+		return steps.Failed(v1alpha2.ClassReasonNoCPUFeaturesEnabled, "Type Discovery is not supported in this release"), nil
 	}
 	if len(w.suitable) == 0 {
 		return steps.Waiting(v1alpha2.ClassReasonNoSuitableNodesFound, "No node can run machines of this class"), nil
