@@ -156,7 +156,7 @@ func streamServer(address string, node *handler.Node, certificate *handler.Certi
 			ReadHeaderTimeout: 10 * time.Second,
 			BaseContext:       func(net.Listener) context.Context { return ctx },
 		}
-		listener, err := net.Listen("tcp", address)
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err != nil {
 			return fmt.Errorf("listen for streams: %w", err)
 		}

@@ -28,8 +28,9 @@ func main() {
 	cluster := flag.String("cluster", "orlop", "the embedded cluster, which must be the current context's")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, *root, *cluster, *runs); err != nil {
+	err := run(ctx, *root, *cluster, *runs)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench-start:", err)
 		os.Exit(1)
 	}
