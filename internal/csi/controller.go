@@ -93,7 +93,7 @@ func (c *Controller) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest)
 	if err := c.admit(want.Capacity); err != nil {
 		return nil, err
 	}
-	if _, err := c.store.create(want.ID, want, func(image string) error { return c.fill(image, want) }); err != nil {
+	if err := c.store.create(want.ID, want, func(image string) error { return c.fill(image, want) }); err != nil {
 		return nil, asStatus(err, "create volume")
 	}
 	return &csi.CreateVolumeResponse{Volume: want.message()}, nil

@@ -2,6 +2,7 @@ package csi
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -161,10 +162,11 @@ func fillsDevice(device string) (bool, error) {
 	return blocks*blockSize+blockSize > uint64(end), nil
 }
 
-// run runs a tool and puts what it complained about into the error.
+// run runs a tool and puts what it complained about into the error. A caller that
+// gives up does not end it: half-made and half-grown file systems need repair.
 func run(name string, args ...string) error {
 	var out bytes.Buffer
-	cmd := exec.Command(name, args...)
+	cmd := exec.CommandContext(context.Background(), name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		text := strings.TrimSpace(out.String())

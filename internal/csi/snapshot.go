@@ -56,7 +56,7 @@ func (c *Controller) takeSnapshot(id, name, source string) (*snapshot, error) {
 		return nil, err
 	}
 	n := &snapshot{ID: id, Name: name, SourceVolume: source, Size: v.Capacity, FSType: v.FSType, Created: time.Now().UTC()}
-	_, err = c.store.create(id, n, func(image string) error { return c.copyVolume(image, source, v.Capacity) })
+	err = c.store.create(id, n, func(image string) error { return c.copyVolume(image, source, v.Capacity) })
 	return n, err
 }
 

@@ -249,30 +249,30 @@ func syncDir(dir string) error {
 }
 
 // create makes a folder with fill and its description, and moves it to its place
-// in one step. If somebody else was faster, theirs stays and it says so.
-func (s *Store) create(id string, meta any, fill func(image string) error) (existed bool, err error) {
+// in one step. If somebody else was faster, theirs stays.
+func (s *Store) create(id string, meta any, fill func(image string) error) error {
 	work, err := os.MkdirTemp(filepath.Join(s.dir, workDir), id+".")
 	if err != nil {
-		return false, fmt.Errorf("make work folder: %w", err)
+		return fmt.Errorf("make work folder: %w", err)
 	}
 	defer os.RemoveAll(work) // nothing is left there on success
 	if err := os.Mkdir(filepath.Join(work, nodesDir), 0o700); err != nil {
-		return false, fmt.Errorf("make folder of nodes: %w", err)
+		return fmt.Errorf("make folder of nodes: %w", err)
 	}
 	if err := fill(filepath.Join(work, imageFile)); err != nil {
-		return false, err
+		return err
 	}
 	if err := writeMeta(work, meta); err != nil {
-		return false, err
+		return err
 	}
 	err = os.Rename(work, s.path(id))
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
-		return true, nil
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("move %s to its place: %w", id, err)
+		return fmt.Errorf("move %s to its place: %w", id, err)
 	}
-	return false, syncDir(filepath.Dir(s.path(id)))
+	return syncDir(filepath.Dir(s.path(id)))
 }
 
 // remove takes the folder away in one step and then frees its space. The caller
