@@ -124,32 +124,37 @@ func (a *Access) Remove(ctx context.Context, repository, tag string) error {
 	if err != nil {
 		return fmt.Errorf("look up %s:%s: %w", repository, tag, err)
 	}
-	if head.StatusCode == http.StatusNotFound {
+	if head.code == http.StatusNotFound {
 		return nil
 	}
-	digest := head.Header.Get("Docker-Content-Digest")
-	if head.StatusCode != http.StatusOK || digest == "" {
-		return fmt.Errorf("look up %s:%s: the registry answered %s", repository, tag, head.Status)
+	if head.code != http.StatusOK || head.digest == "" {
+		return fmt.Errorf("look up %s:%s: the registry answered %s", repository, tag, head.status)
 	}
-	gone, err := a.request(ctx, web, http.MethodDelete, repository, digest, granted.Token)
+	gone, err := a.request(ctx, web, http.MethodDelete, repository, head.digest, granted.Token)
 	if err != nil {
-		return fmt.Errorf("delete %s@%s: %w", repository, digest, err)
+		return fmt.Errorf("delete %s@%s: %w", repository, head.digest, err)
 	}
-	switch gone.StatusCode {
+	switch gone.code {
 	case http.StatusAccepted, http.StatusOK, http.StatusNoContent, http.StatusNotFound:
 		return nil
 	}
-	return fmt.Errorf("delete %s@%s: the registry answered %s", repository, digest, gone.Status)
+	return fmt.Errorf("delete %s@%s: the registry answered %s", repository, head.digest, gone.status)
 }
 
-func (a *Access) request(ctx context.Context, web *http.Client, method, repository, reference, bearer string) (*http.Response, error) {
+// answer is what the registry said, without the body.
+type answer struct {
+	code           int
+	status, digest string
+}
+
+func (a *Access) request(ctx context.Context, web *http.Client, method, repository, reference, bearer string) (answer, error) {
 	address := a.Address
 	if address == "" {
 		address = a.Host
 	}
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+address+"/v2/"+repository+"/manifests/"+reference, nil)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	r.Host = a.Host
 	r.Header.Set("Authorization", "Bearer "+bearer)
@@ -158,10 +163,11 @@ func (a *Access) request(ctx context.Context, web *http.Client, method, reposito
 	}
 	response, err := web.Do(r)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<20))
-	return response, errors.Join(err, response.Body.Close())
+	said := answer{code: response.StatusCode, status: response.Status, digest: response.Header.Get("Docker-Content-Digest")}
+	return said, errors.Join(err, response.Body.Close())
 }
 
 func (a *Access) web(ca []byte) (*http.Client, error) {
