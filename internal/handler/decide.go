@@ -48,8 +48,6 @@ type memory struct {
 	wired bool
 	// asked are the orders already given on this connection.
 	asked map[act]bool
-	// podGone is true when the kubelet has removed the pod's directory.
-	podGone bool
 	// farewell is true once nothing is left to do for this Instance.
 	farewell bool
 

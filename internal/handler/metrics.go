@@ -27,6 +27,6 @@ var (
 	})
 )
 
-func init() { //nolint:gochecknoinits // as controller-runtime's registry expects
+func init() { // as controller-runtime's registry expects
 	metrics.Registry.MustRegister(instances, transitions, connections, starts, streams, certificateExpiry)
 }

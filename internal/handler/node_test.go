@@ -176,7 +176,8 @@ func (p *pod) exec(t *testing.T, uid int, inCgroup bool, program string) {
 	t.Cleanup(func() {
 		_ = p.launcher.Process.Signal(syscall.SIGKILL)
 		select {
-		case <-p.done:
+		case err := <-p.done:
+			t.Logf("the launcher was killed: %v", err)
 		case <-time.After(5 * time.Second):
 		}
 	})

@@ -69,13 +69,13 @@ func (p Plan) apply(eth netlink.Link) error {
 	if err := applySysctls(); err != nil {
 		return err
 	}
-	if err := netlink.AddrReplace(bridge, &netlink.Addr{IPNet: toIPNet(p.Local, 32)}); err != nil {
+	if err := netlink.AddrReplace(bridge, &netlink.Addr{IPNet: toIPNet(p.Local)}); err != nil {
 		return fmt.Errorf("set address of %s: %w", BridgeLink, err)
 	}
 	if err := p.surrenderAddress(eth); err != nil {
 		return err
 	}
-	route := &netlink.Route{LinkIndex: bridge.Attrs().Index, Dst: toIPNet(p.Guest.Addr(), 32), Scope: netlink.SCOPE_LINK}
+	route := &netlink.Route{LinkIndex: bridge.Attrs().Index, Dst: toIPNet(p.Guest.Addr()), Scope: netlink.SCOPE_LINK}
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("route %s to %s: %w", p.Guest.Addr(), BridgeLink, err)
 	}
@@ -152,7 +152,7 @@ func attachTap(bridge netlink.Link, mtu int) error {
 func (p Plan) surrenderAddress(eth netlink.Link) error {
 	err := netlink.RouteDel(&netlink.Route{
 		LinkIndex: eth.Attrs().Index,
-		Dst:       toIPNet(p.Guest.Addr(), 32),
+		Dst:       toIPNet(p.Guest.Addr()),
 		Table:     unix.RT_TABLE_LOCAL,
 		Type:      unix.RTN_LOCAL,
 		Scope:     netlink.SCOPE_HOST,

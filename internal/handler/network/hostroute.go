@@ -22,7 +22,7 @@ func (n *Namespace) EnsureHostRoute(address netip.Addr) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("find the node's side of the pod's link: %w", err)
 	}
-	dst := toIPNet(address, 32)
+	dst := toIPNet(address)
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: dst, Table: unix.RT_TABLE_MAIN},
 		netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
 	if err != nil {

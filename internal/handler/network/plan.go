@@ -100,8 +100,9 @@ func podPlan(p Plan, address, gateway netip.Addr) Plan {
 	return p
 }
 
-func toIPNet(a netip.Addr, bits int) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
+// toIPNet is the network of one address.
+func toIPNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
 func fromIP(ip net.IP) netip.Addr {
