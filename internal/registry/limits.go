@@ -65,8 +65,7 @@ func (l limits) uploaded(repository, session string) int64 {
 	if session == "" {
 		return 0
 	}
-	path := filepath.Join(l.dir, "docker/registry/v2/repositories", repository, "_uploads", session, "data")
-	st, err := os.Stat(path)
+	st, err := l.stat(filepath.Join("docker/registry/v2/repositories", repository, "_uploads", session, "data"))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			l.log.Warn("look at upload", "error", err)
@@ -74,6 +73,17 @@ func (l limits) uploaded(repository, session string) int64 {
 		return 0
 	}
 	return st.Size()
+}
+
+// stat looks at a file of the volume, and at nothing outside of it: the names come
+// from clients.
+func (l limits) stat(name string) (fs.FileInfo, error) {
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.Stat(name)
 }
 
 // free is how much uploads may still take, in bytes.

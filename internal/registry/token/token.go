@@ -28,15 +28,18 @@ import (
 )
 
 const (
-	// Issuer and Service are the iss and aud claims.
-	Issuer  = "virtualization-controller"
+	// Issuer is the iss claim.
+	Issuer = "virtualization-controller"
+	// Service is the aud claim.
 	Service = "dvcr"
 	// Lifetime is how long a token for a pod is valid.
 	Lifetime = 24 * time.Hour
 
-	// ActionPull, ActionPush and ActionDelete are what a token may allow.
-	ActionPull   = "pull"
-	ActionPush   = "push"
+	// ActionPull allows to read a repository.
+	ActionPull = "pull"
+	// ActionPush allows to add to a repository.
+	ActionPush = "push"
+	// ActionDelete allows to remove from a repository.
 	ActionDelete = "delete"
 
 	typeRepository = "repository"
