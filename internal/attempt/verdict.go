@@ -55,6 +55,7 @@ func Judge(pod *corev1.Pod) Verdict {
 		return Verdict{State: Failed, Failure: lost(pod)}
 	case corev1.PodRunning:
 		return Verdict{State: Running}
+	case corev1.PodPending, corev1.PodUnknown:
 	}
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {

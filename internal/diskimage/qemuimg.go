@@ -128,7 +128,7 @@ func Convert(ctx context.Context, c Conversion) error {
 	if source == ISO {
 		source = Raw
 	}
-	var out io.Writer = io.Discard
+	out := io.Discard
 	if c.Progress != nil {
 		out = &percentages{report: c.Progress}
 	}

@@ -291,10 +291,12 @@ func TestRefusals(t *testing.T) {
 		"nobody listens":             {url: "http://127.0.0.1:1/x", want: ReasonUnreachable, word: "refused", retry: true},
 		"a name that does not exist": {url: "http://no-such-host.invalid/x", want: ReasonUnreachable, word: "no-such-host.invalid", retry: true},
 		"another scheme":             {url: "file:///etc/passwd", want: ReasonInvalidConfig, word: "http"},
-		"redirects without an end":   {handler: func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "/again", 302) }, want: ReasonUnreachable, word: "redirects", retry: true},
+		"redirects without an end":   {handler: func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "/again", http.StatusFound) }, want: ReasonUnreachable, word: "redirects", retry: true},
 		"a redirect to a file": {
-			handler: func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "file:///etc/passwd", 302) },
-			want:    ReasonUnreachable, word: "scheme", retry: true,
+			handler: func(w http.ResponseWriter, q *http.Request) {
+				http.Redirect(w, q, "file:///etc/passwd", http.StatusFound)
+			},
+			want: ReasonUnreachable, word: "scheme", retry: true,
 		},
 		"a server that never answers": {
 			handler: func(_ http.ResponseWriter, q *http.Request) { <-q.Context().Done() },
