@@ -96,7 +96,7 @@ func (t tree) libraries(name string) ([]string, error) {
 	}
 	program, err := elf.NewFile(io.NewSectionReader(e.content, 0, e.content.Size()))
 	if err != nil {
-		return nil, nil //nolint:nilerr // Not an ELF file: a script, a ROM, a certificate.
+		return nil, nil // Not an ELF file: a script, a ROM, a certificate.
 	}
 	defer program.Close()
 	var needed []string

@@ -85,7 +85,7 @@ func TestWholeController(t *testing.T) {
 		}
 		return nil
 	})
-	connection, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // only who answers
+	connection, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port), &tls.Config{InsecureSkipVerify: true}) // only who answers matters
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func registerWebhooks(t *testing.T, c client.Client, port int) {
 		&corev1.Service{ObjectMeta: name, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "webhooks", Port: 443}}}},
 		&discoveryv1.EndpointSlice{ObjectMeta: name, AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{ownAddress(t)}}},
-			Ports:     []discoveryv1.EndpointPort{{Name: new("webhooks"), Port: new(int32(port))}}}, //nolint:gosec // a port
+			Ports:     []discoveryv1.EndpointPort{{Name: new("webhooks"), Port: new(int32(port))}}},
 	} {
 		if err := c.Create(t.Context(), o); err != nil {
 			t.Fatal(err)

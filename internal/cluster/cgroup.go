@@ -189,7 +189,7 @@ func (c *cgroups) processes(group string) []int {
 	for _, mount := range c.mounts {
 		_ = filepath.WalkDir(filepath.Join(mount, group), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || !entry.IsDir() {
-				return nil //nolint:nilerr // groups vanish while we look
+				return nil // groups vanish while we look
 			}
 			text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 			for field := range strings.FieldsSeq(string(text)) {

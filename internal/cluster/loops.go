@@ -99,7 +99,7 @@ func filesOf(dir string, loops map[string]file) (map[file]bool, error) {
 	found := map[file]bool{}
 	var top unix.Stat_t
 	if err := unix.Stat(dir, &top); err != nil {
-		return found, nil //nolint:nilerr // no directory, no files
+		return found, nil // no directory, no files
 	}
 	wanted := map[file]bool{}
 	for _, backing := range loops {
@@ -112,7 +112,7 @@ func filesOf(dir string, loops map[string]file) (map[file]bool, error) {
 	}
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			return nil //nolint:nilerr // files vanish while we look
+			return nil // files vanish while we look
 		}
 		if entry.IsDir() && entry.Name() == "io.containerd.snapshotter.v1.overlayfs" {
 			return filepath.SkipDir // many files, none of them a volume

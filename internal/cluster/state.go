@@ -43,7 +43,7 @@ func stateFile(dir string) string { return filepath.Join(dir, "state.json") }
 func readState(dir string) (*state, error) {
 	text, err := os.ReadFile(stateFile(dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // absence is an answer here
+		return nil, nil // absence is an answer here
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read cluster state: %w", err)

@@ -149,7 +149,7 @@ func (b *bench) certify(ctx context.Context, answers *standIn) {
 			return
 		}
 		_ = answers.identities[service].SetPair(pki.Pair{Certificate: secret.Data["tls.crt"], Key: secret.Data["tls.key"]})
-		ready, port, portName := true, int32(answers.port), map[string]string{"virtualization-api": "https", "virtualization-controller": "webhooks"}[service] //nolint:gosec // a port fits
+		ready, port, portName := true, int32(answers.port), map[string]string{"virtualization-api": "https", "virtualization-controller": "webhooks"}[service]
 		_ = b.client.Create(ctx, &discoveryv1.EndpointSlice{
 			ObjectMeta:  metav1.ObjectMeta{Namespace: settings.Namespace, Name: service, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 			AddressType: discoveryv1.AddressTypeIPv4,

@@ -285,7 +285,7 @@ func (l *loop) recordExit(x v1alpha1.Exit) {
 	l.config.Log.Info("exit", "cause", x.Cause, "code", x.Code, "message", x.Message)
 	data, err := json.Marshal(x)
 	if err == nil {
-		err = os.WriteFile(l.config.TerminationLog, data, 0o644) //nolint:gosec // for the kubelet to read
+		err = os.WriteFile(l.config.TerminationLog, data, 0o644) // for the kubelet to read
 	}
 	if err != nil {
 		l.config.Log.Error("write termination message", "err", err)

@@ -98,7 +98,7 @@ func TestBundleKeepsOldAuthoritiesUntilTheyExpire(t *testing.T) {
 }
 
 func TestMutualTLSFollowsRenewal(t *testing.T) {
-	now := time.Now() //nolint:forbidigo // TLS checks against the real clock.
+	now := time.Now() // TLS checks against the real clock.
 	first, second, clients := newAuthority(t, "first", now), newAuthority(t, "second", now), newAuthority(t, "clients", now)
 	dir := t.TempDir()
 	write := func(name string, data []byte, age time.Duration) {
@@ -147,7 +147,7 @@ func TestMutualTLSFollowsRenewal(t *testing.T) {
 			t.Fatal(err)
 		}
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-		response, err := client.Get(server.URL) //nolint:noctx // test
+		response, err := client.Get(server.URL)
 		if err != nil {
 			return "", err
 		}

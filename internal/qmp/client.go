@@ -140,7 +140,7 @@ func (c *Client) Done() <-chan struct{} { return c.done }
 func (c *Client) Close() error {
 	err := c.conn.Close()
 	<-c.done
-	for range c.events { //nolint:revive // drained, so that deliver can end
+	for range c.events { // drained, so that deliver can end
 	}
 	c.group.Wait()
 	return err

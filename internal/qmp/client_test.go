@@ -118,7 +118,7 @@ func TestConnectionEnds(t *testing.T) {
 			if err := c.Continue(t.Context()); !errors.Is(err, qmp.ErrClosed) {
 				t.Errorf("later command: got %v, want ErrClosed", err)
 			}
-			for range c.Events() { //nolint:revive // must be closed
+			for range c.Events() { // must be closed
 			}
 		})
 	}

@@ -223,7 +223,7 @@ func kubeconfig(config *rest.Config) *clientcmdapi.Config {
 // spawn starts a child that dies with us.
 func (s *Server) spawn(binary, name string, args ...string) error {
 	output := &tail{}
-	command := exec.Command(binary, append([]string{name}, args...)...) //nolint:noctx // Stop ends it.
+	command := exec.Command(binary, append([]string{name}, args...)...) // Stop ends it.
 	command.Dir = s.dir
 	command.Stdout, command.Stderr = output, output
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -387,7 +387,7 @@ func (s *Server) Namespace(t testing.TB) string {
 func freePorts(n int) ([]int, error) {
 	ports := make([]int, 0, n)
 	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+		listener, err := net.Listen("tcp", "127.0.0.1:0") // closed at once
 		if err != nil {
 			return nil, fmt.Errorf("find a free port: %w", err)
 		}

@@ -92,7 +92,7 @@ func (c *Conn) Send(m Message, fds []*os.File) error {
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	// The kernel's clock, not ours to inject: it bounds a system call.
-	if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil { //nolint:forbidigo // see above
+	if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return fmt.Errorf("send message %s: %w", m.Type, err)
 	}
 	if _, _, err := c.conn.WriteMsgUnix(data, oob, nil); err != nil {

@@ -185,7 +185,7 @@ func TestNewConnectionReplacesTheOld(t *testing.T) {
 	if _, err := second.Hello(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for range first.Events() { //nolint:revive // drained until closed
+	for range first.Events() { // drained until closed
 	}
 	if err := first.Kill(t.Context()); !errors.Is(err, wire.ErrClosed) && !errors.Is(err, unix.EPIPE) {
 		t.Errorf("call on replaced connection: got %v", err)

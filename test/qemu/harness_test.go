@@ -72,7 +72,7 @@ func prepare(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the pod's user runs the launcher in it
+	if err := os.Chmod(dir, 0o755); err != nil { // the pod's user runs the launcher in it
 		return 1, err
 	}
 	tools.launcher = filepath.Join(dir, "virt-launcher")

@@ -142,7 +142,7 @@ func (r *Claims) wanted(ctx context.Context, w *claimWorld, mine []v1alpha2.Virt
 	if w.claim.Spec.Type == v1alpha2.VirtualMachineIPAddressStatic {
 		a, err := netip.ParseAddr(w.claim.Spec.StaticIP)
 		if err != nil || !a.Is4() {
-			return netip.Addr{}, nil //nolint:nilerr // the step says it to the user
+			return netip.Addr{}, nil // the step says it to the user
 		}
 		return a, nil
 	}
@@ -176,7 +176,7 @@ func (r *Claims) leaseOf(ctx context.Context, a netip.Addr) (*v1alpha2.VirtualMa
 	lease := &v1alpha2.VirtualMachineIPAddressLease{}
 	err := r.Client.Get(ctx, client.ObjectKey{Name: policy.LeaseName(a)}, lease)
 	if apierrors.IsNotFound(err) {
-		return nil, nil //nolint:nilnil // absence is an answer here
+		return nil, nil // absence is an answer here
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get lease of %s: %w", a, err)
