@@ -123,7 +123,7 @@ func (p *platform) start(ctx context.Context) (time.Duration, int64, error) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "tiny"},
 		Spec: v1alpha2.VirtualMachineSpec{
 			VirtualMachineClassName: "generic",
-			CPU:                     v1alpha2.CPUSpec{Cores: 1, CoreFraction: "100%"},
+			CPU:                     v1alpha2.CPUSpec{Cores: 1, CoreFraction: "10%"},
 			Memory:                  v1alpha2.MemorySpec{Size: resource.MustParse("256Mi")},
 			BlockDeviceRefs:         []v1alpha2.BlockDeviceSpecRef{{Kind: v1alpha2.DiskDevice, Name: "tiny"}},
 		},
