@@ -155,7 +155,7 @@ func TestLayersOfTheSameFilesAreTheSame(t *testing.T) {
 func TestImagesHaveDistinctNamesAndUsers(t *testing.T) {
 	seen := map[string]bool{}
 	for _, image := range catalog {
-		if seen[image.Name] || image.User == "" || len(image.Entrypoint) == 0 || len(image.Files) == 0 {
+		if seen[image.Name] || image.User == "" || len(image.Entrypoint) == 0 || len(image.Files)+len(image.Pick.Paths) == 0 {
 			t.Errorf("image %+v is incomplete or listed twice", image)
 		}
 		seen[image.Name] = true
