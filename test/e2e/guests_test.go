@@ -49,11 +49,12 @@ func TestStory06Debian(t *testing.T) {
 	})
 	t.Log(last)
 	t.Run("the guest knows its network", func(t *testing.T) {
-		output, err := ssh("ip -4 -o addr show scope global; ip route; getent hosts kubernetes.default.svc.cluster.local; sudo true && echo sudo works")
+		dns := field(t, "kube-system", "service/kube-dns", ".spec.clusterIP")
+		output, err := ssh("ip -4 -o addr show scope global; ip route; resolvectl dns; timeout 10 bash -c '</dev/tcp/" + dns + "/53' && echo dns answers; sudo true && echo sudo works")
 		if err != nil {
 			t.Fatalf("%v\n%s", err, output)
 		}
-		for _, want := range []string{field(t, ns, "vm/linux", ".status.ipAddress") + "/", "default via ", "kubernetes.default.svc", "sudo works"} {
+		for _, want := range []string{field(t, ns, "vm/linux", ".status.ipAddress") + "/", "default via ", ": " + dns, "dns answers", "sudo works"} {
 			if !strings.Contains(output, want) {
 				t.Errorf("no %q in\n%s", want, output)
 			}
