@@ -84,6 +84,7 @@ func TestWhatDiesIsStartedAgain(t *testing.T) {
 	dir, _ := run(t, sleeper("a"), sleeper("b"))
 	first := status(t, dir, "a", running)
 	other := status(t, dir, "b", running)
+	logged(t, dir, 1) // started is not the same as having spoken
 	if err := unix.Kill(first.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -94,13 +95,23 @@ func TestWhatDiesIsStartedAgain(t *testing.T) {
 	if now := status(t, dir, "b", running); now.PID != other.PID {
 		t.Error("the other component was restarted too")
 	}
-	text, err := os.ReadFile(LogFile(dir, "a"))
-	if err != nil {
-		t.Fatal(err)
+	logged(t, dir, 2)
+}
+
+// logged waits until the log of component a has the words of so many starts.
+func logged(t *testing.T, dir string, want int) {
+	t.Helper()
+	var got int
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		text, err := os.ReadFile(LogFile(dir, "a"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if got = strings.Count(string(text), "a runs\n"); got == want {
+			return
+		}
 	}
-	if got := strings.Count(string(text), "a runs\n"); got != 2 {
-		t.Errorf("the log has the output of %d starts, want 2", got)
-	}
+	t.Fatalf("the log has the output of %d starts, want %d", got, want)
 }
 
 func TestBackOff(t *testing.T) {
