@@ -52,10 +52,8 @@ var filesystems = Pick{
 
 // client is what a pod needs to ask others over TCP, for the user stories.
 var client = Pick{
-	Root: base,
-	Paths: []string{
-		"/usr/bin/perl", "/usr/bin/sleep", "/usr/lib/x86_64-linux-gnu/perl-base/**",
-	},
+	Root:  base,
+	Paths: []string{"/usr/bin/bash", "/usr/bin/sleep", "/usr/bin/timeout"},
 }
 
 // Users of the images. A launcher's number is part of the contract with the disks

@@ -129,7 +129,7 @@ spec:
 		reaches(t, soon, ns, "pod/"+pod, ".status.phase", "Running")
 		for _, url := range []string{"http://" + address + ":8080/", "http://linux/"} {
 			eventually(t, soon, pod+" reaches "+url, func() bool {
-				_, err := try(t, "k", "-n", ns, "exec", pod, "--", "/usr/bin/perl", "-MIO::Socket::INET", "-e", fetch(url))
+				_, err := try(t, "k", "-n", ns, "exec", pod, "--", "/usr/bin/timeout", "4", "/usr/bin/bash", "-c", fetch(url))
 				return err == nil
 			})
 		}
@@ -143,13 +143,14 @@ func clientImage(t *testing.T) string {
 	return strings.Replace(image, "virtualization-controller", "test-client", 1)
 }
 
-// fetch is a GET in a few words of perl.
+// fetch is a GET in a few words of bash.
 func fetch(url string) string {
 	host, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
-	if !strings.Contains(host, ":") {
-		host += ":80"
+	host, port, found := strings.Cut(host, ":")
+	if !found {
+		port = "80"
 	}
-	return `$s=IO::Socket::INET->new(PeerAddr=>"` + host + `",Timeout=>3) or exit 1; print $s "GET /` + path + ` HTTP/1.0\r\n\r\n"; exit(<$s> =~ / 200 / ? 0 : 1)`
+	return `exec 3<>/dev/tcp/` + host + `/` + port + ` && printf 'GET /` + path + ` HTTP/1.0\r\n\r\n' >&3 && read -r line <&3 && [[ $line == *" 200 "* ]]`
 }
 
 // unprivileged looks at the launcher's process: what a guest that escaped QEMU would find.
