@@ -12,7 +12,7 @@ import (
 func TestStory09Uninstall(t *testing.T) {
 	ns := namespace(t)
 	apply(t, ns, blank("keep", "shared", "64Mi"))
-	if output, err := try(t, "uninstall"); err == nil || !strings.Contains(output, "keep") {
+	if output, err := try(t, "uninstall"); err == nil || !strings.Contains(output, "1 VirtualDisk") {
 		t.Fatalf("uninstall while a disk exists: %v\n%s", err, output)
 	}
 	d8(t, "k", "-n", ns, "delete", "vd/keep", "--timeout=60s")
