@@ -69,7 +69,9 @@ type running struct {
 // Start works until the context ends; then the instances go on by themselves. It
 // is a manager.Runnable.
 func (n *Node) Start(ctx context.Context) error {
+	n.mu.Lock() // streams may be asked for before we begin
 	n.ctx, n.workers = ctx, map[types.UID]*running{}
+	n.mu.Unlock()
 	defer n.wg.Wait()
 	if err := n.watch(ctx); err != nil {
 		if ctx.Err() != nil {
