@@ -52,7 +52,7 @@ func TestStory03Killed(t *testing.T) {
 		reaches(t, long, ns, "vm/linux", ".status.phase", "Running")
 	})
 	t.Run("killed while a machine is being made", func(t *testing.T) {
-		before := len(qemus(t))
+		reaches(t, long, ns, "vm/linux", ".status.phase", "Running")
 		apply(t, ns, image("again", "tiny.qcow2")+disk("second", "local", "512Mi", "again")+machine("second", "256Mi", []string{"second"}))
 		for _, victim := range []string{"virtualization-controller", "dvcr-importer", "dvcr", "orlop-csi", "kubelet", "virtualization-controller",
 			"virt-handler", "containerd", "etcd"} {
@@ -60,9 +60,8 @@ func TestStory03Killed(t *testing.T) {
 			t.Logf("killed %d of %s while the phase was %q", kill(t, victim), victim, field(t, ns, "vm/second", ".status.phase"))
 		}
 		reaches(t, long, ns, "vm/second", ".status.phase", "Running")
-		if now := len(qemus(t)); now != before+1 {
-			t.Errorf("%d QEMUs run, want %d", now, before+1)
-		}
+		reaches(t, long, ns, "vm/linux", ".status.phase", "Running")
+		eventually(t, soon, "each machine has one QEMU", func() bool { return len(qemus(t)) == 2 })
 	})
 	t.Run("everything still works", func(t *testing.T) {
 		eventually(t, long, "the console opens", func() bool {
