@@ -110,6 +110,14 @@ func threeNodes(t *testing.T, c cluster) {
 	c.kubectl(t, "-n", "kube-system", "patch", "deployment/coredns", "-p",
 		`{"spec":{"template":{"spec":{"topologySpreadConstraints":[{"maxSkew":1,"topologyKey":"kubernetes.io/hostname","whenUnsatisfiable":"DoNotSchedule","labelSelector":{"matchLabels":{"k8s-app":"kube-dns"}},"matchLabelKeys":["pod-template-hash"]}]}}}}`)
 	c.kubectl(t, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s")
+	// A rollout is complete while pods of the old template are still going away.
+	eventually(t, "three DNS pods are left", func() error {
+		names := strings.Fields(c.kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "name"))
+		if len(names) != 3 {
+			return fmt.Errorf("%d pods", len(names))
+		}
+		return nil
+	})
 }
 
 func again(t *testing.T, c cluster) {
