@@ -249,6 +249,7 @@ func (i *installer) removeDefinitions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var leaving []string
 	for _, crd := range crds {
 		if crd.Name == moduleConfigDefinition {
 			foreign, err := i.belongsToOthers(ctx, crd.Name)
@@ -266,9 +267,27 @@ func (i *installer) removeDefinitions(ctx context.Context) error {
 		if err := i.client.Delete(ctx, &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: crd.Name}}); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete CRD %s: %w", crd.Name, err)
 		}
+		leaving = append(leaving, crd.Name)
 	}
 	done("removed")
-	return nil
+	return i.definitionsGone(ctx, leaving)
+}
+
+// definitionsGone waits for the API server, which finalizes a definition moments
+// after its deletion: an installation that follows at once must not meet the old one.
+func (i *installer) definitionsGone(ctx context.Context, names []string) error {
+	return i.progress.wait(ctx, "removal of resource definitions", func() (string, error) {
+		for _, name := range names {
+			err := i.client.Get(ctx, client.ObjectKey{Name: name}, &apiextensionsv1.CustomResourceDefinition{})
+			if err == nil {
+				return name, nil
+			}
+			if !apierrors.IsNotFound(err) {
+				return "", fmt.Errorf("get CRD %s: %w", name, err)
+			}
+		}
+		return "", nil
+	})
 }
 
 // removeTraces cleans what is ours on objects that are not: labels of nodes, requests for certificates.
