@@ -98,6 +98,9 @@ type InstanceSpec struct {
 	// FirstBoot names the Secret mounted into the pod that holds first-boot data.
 	// +optional
 	FirstBoot *FirstBoot `json:"firstBoot,omitempty"`
+	// Migration is the part this process has, or had last, in a live migration.
+	// +optional
+	Migration *Migration `json:"migration,omitempty"`
 }
 
 // VirtualMachineReference names the owning VirtualMachine in the same namespace.
@@ -187,10 +190,22 @@ type VolumeSource struct {
 type PersistentVolumeClaimSource struct {
 	// ClaimName is the claim in the same namespace.
 	ClaimName string `json:"claimName"`
+	// Pod is the attachment pod that holds the volume on the node; absent for a
+	// volume of the launcher pod itself.
+	// +optional
+	Pod *AttachmentPod `json:"pod,omitempty"`
 	// Mode is "Filesystem" (a qcow2 file named disk.qcow2 in the root of the volume)
 	// or "Block" (raw bytes on the device).
 	// +kubebuilder:validation:Enum=Filesystem;Block
 	Mode string `json:"mode"`
+}
+
+// AttachmentPod is the pod that keeps a hot-plugged volume on the machine's node.
+type AttachmentPod struct {
+	// Name of the pod in the same namespace.
+	Name string `json:"name"`
+	// UID of the pod: its directory on the node.
+	UID types.UID `json:"uid"`
 }
 
 // ImageSource is an image blob in DVCR.
@@ -228,8 +243,12 @@ type Disk struct {
 	ReadOnly bool `json:"readOnly,omitempty"`
 	// BootIndex orders boot devices, 1 first; 0 means not bootable.
 	// +optional
-	BootIndex int32        `json:"bootIndex,omitempty"`
-	Source    VolumeSource `json:"source"`
+	BootIndex int32 `json:"bootIndex,omitempty"`
+	// Size is what the guest is to see of a disk, in bytes; 0 means whatever the file
+	// or device has. A running guest is told when the disk has grown; it never shrinks.
+	// +optional
+	Size   int64        `json:"size,omitempty"`
+	Source VolumeSource `json:"source"`
 }
 
 // Interface is one network card.
@@ -309,7 +328,7 @@ const (
 
 // ExitCause is how a QEMU process ended.
 //
-// +kubebuilder:validation:Enum=GuestShutdown;GuestReset;HostShutdown;Killed;StartFailed;Crashed
+// +kubebuilder:validation:Enum=GuestShutdown;GuestReset;HostShutdown;Killed;StartFailed;Crashed;Migrated
 type ExitCause string
 
 // The exit causes.
@@ -326,6 +345,8 @@ const (
 	ExitStartFailed ExitCause = "StartFailed"
 	// ExitCrashed: it died by itself (signal, abort, guest panic).
 	ExitCrashed ExitCause = "Crashed"
+	// ExitMigrated: the guest runs in another process now; this one was the source.
+	ExitMigrated ExitCause = "Migrated"
 )
 
 // Exit is proof of death: it is written only after waitpid.
@@ -370,6 +391,12 @@ type InstanceStatus struct {
 	// +listType=map
 	// +listMapKey=id
 	Disks []DiskStatus `json:"disks,omitempty"`
+	// Migration is how the migration of spec.migration goes.
+	// +optional
+	Migration *MigrationStatus `json:"migration,omitempty"`
+	// Guest is what the guest agent says; absent while none answers.
+	// +optional
+	Guest *Guest `json:"guest,omitempty"`
 	// ObservedGeneration is the last metadata.generation the handler acted on.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
@@ -381,6 +408,9 @@ type DiskStatus struct {
 	ID string `json:"id"`
 	// Attached is true once the guest can see the device.
 	Attached bool `json:"attached"`
+	// Message says what an attach or detach waits for, or why it failed.
+	// +optional
+	Message string `json:"message,omitempty"`
 	// Size is the virtual size in bytes.
 	// +optional
 	Size int64 `json:"size,omitempty"`
