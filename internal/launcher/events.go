@@ -40,6 +40,8 @@ type (
 	}
 	// ResumeRequested lets a paused guest run again.
 	ResumeRequested struct{ Token Token }
+	// ResumeIncomingRequested lets a guest run that has arrived by a migration.
+	ResumeIncomingRequested struct{ Token Token }
 	// ResizeRequested tells the guest a disk's new size, in bytes.
 	ResizeRequested struct {
 		Token Token
@@ -59,6 +61,13 @@ type (
 		Version string
 		Disks   []v1alpha1.DiskStatus
 	}
+	// GuestAwaited follows the start of a process that waits for a migration.
+	GuestAwaited struct {
+		Version string
+		Disks   []v1alpha1.DiskStatus
+	}
+	// MigrationChanged is QEMU's word on a migration, in either direction.
+	MigrationChanged struct{ Status qmp.MigrationStatus }
 	// StartFailed means that the guest will never run. A process may be left to end.
 	StartFailed struct {
 		Reason string
@@ -97,24 +106,27 @@ type (
 // Tick is the passing of State.Deadline.
 type Tick struct{}
 
-func (StartRequested) event()        {}
-func (ShutdownRequested) event()     {}
-func (KillRequested) event()         {}
-func (RebootActionRequested) event() {}
-func (ResumeRequested) event()       {}
-func (ResizeRequested) event()       {}
-func (ByeRequested) event()          {}
-func (TerminationRequested) event()  {}
-func (GuestStarted) event()          {}
-func (StartFailed) event()           {}
-func (CommandDone) event()           {}
-func (StatusRead) event()            {}
-func (GuestStateChanged) event()     {}
-func (IOError) event()               {}
-func (ShutdownAnnounced) event()     {}
-func (MonitorClosed) event()         {}
-func (Exited) event()                {}
-func (Tick) event()                  {}
+func (StartRequested) event()          {}
+func (ShutdownRequested) event()       {}
+func (KillRequested) event()           {}
+func (RebootActionRequested) event()   {}
+func (ResumeRequested) event()         {}
+func (ResumeIncomingRequested) event() {}
+func (ResizeRequested) event()         {}
+func (ByeRequested) event()            {}
+func (TerminationRequested) event()    {}
+func (GuestStarted) event()            {}
+func (GuestAwaited) event()            {}
+func (MigrationChanged) event()        {}
+func (StartFailed) event()             {}
+func (CommandDone) event()             {}
+func (StatusRead) event()              {}
+func (GuestStateChanged) event()       {}
+func (IOError) event()                 {}
+func (ShutdownAnnounced) event()       {}
+func (MonitorClosed) event()           {}
+func (Exited) event()                  {}
+func (Tick) event()                    {}
 
 // Action is something to be done. The set is closed.
 type Action interface{ action() }
@@ -156,6 +168,8 @@ const (
 	CommandContinue     CommandKind = "continue"
 	CommandRebootAction CommandKind = "reboot-action"
 	CommandResize       CommandKind = "resize"
+	// CommandResumeIncoming is `cont`, given only if a migration has filled the memory.
+	CommandResumeIncoming CommandKind = "resume-incoming"
 )
 
 func (Spawn) action()       {}

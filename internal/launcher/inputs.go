@@ -42,9 +42,10 @@ func gather(start wire.Start, received []*os.File, c Config) (*inputs, error) {
 		return nil, err
 	}
 	in := &inputs{environment: qemu.Environment{
-		RunDir: c.RunDir,
-		Disks:  map[string]qemu.Backing{},
-		Taps:   map[string]qemu.Tap{},
+		RunDir:   c.RunDir,
+		Incoming: start.Incoming,
+		Disks:    map[string]qemu.Backing{},
+		Taps:     map[string]qemu.Tap{},
 	}}
 	err := errors.Join(in.kvm(start, received), in.disks(start, received, c), in.taps(start, received))
 	if err != nil {

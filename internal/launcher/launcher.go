@@ -232,6 +232,8 @@ func event(t Token, r *wire.Request) (Event, error) {
 		return RebootActionRequested{Token: t, Action: s.Action}, nil
 	case wire.TypeResume:
 		return ResumeRequested{Token: t}, nil
+	case wire.TypeResumeIncoming:
+		return ResumeIncomingRequested{Token: t}, nil
 	case wire.TypeResize:
 		var s wire.Resize
 		err := r.Decode(&s)

@@ -129,7 +129,7 @@ func (l *loop) exec(start wire.Start, received []*os.File) error {
 	p.voices.Store(2)
 	l.process = p
 	l.group.Go(func() { l.listen(p, stderr) })
-	l.group.Go(func() { l.converse(p, monitor.ours, start.RebootAction) })
+	l.group.Go(func() { l.converse(p, monitor.ours, start) })
 	return nil
 }
 
@@ -181,10 +181,10 @@ func (l *loop) quiet(p *process) {
 }
 
 // converse starts the guest over the monitor and then reports what QEMU says, in order.
-func (l *loop) converse(p *process, conn net.Conn, reboot v1alpha1.RebootAction) {
+func (l *loop) converse(p *process, conn net.Conn, start wire.Start) {
 	defer l.quiet(p)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
-	client, started, err := greet(ctx, p, conn, reboot)
+	client, started, err := greet(ctx, p, conn, start)
 	cancel()
 	if client != nil {
 		defer func() { _ = client.Close() }()
@@ -203,23 +203,27 @@ func (l *loop) converse(p *process, conn net.Conn, reboot v1alpha1.RebootAction)
 	l.send(MonitorClosed{})
 }
 
-// greet brings a new process to the point where its guest runs.
-func greet(ctx context.Context, p *process, conn net.Conn, reboot v1alpha1.RebootAction) (*qmp.Client, GuestStarted, error) {
+// greet brings a new process to the point where its guest runs, or may arrive.
+func greet(ctx context.Context, p *process, conn net.Conn, start wire.Start) (*qmp.Client, Event, error) {
 	client, err := qmp.New(ctx, conn)
 	if err != nil {
-		return nil, GuestStarted{}, fmt.Errorf("connect to QEMU: %w", err)
+		return nil, nil, fmt.Errorf("connect to QEMU: %w", err)
 	}
-	if reboot == v1alpha1.RebootShutdown {
+	// A migration does not carry this over: it belongs to the process.
+	if start.RebootAction == v1alpha1.RebootShutdown {
 		if err := client.SetAction(ctx, qmp.Action{Reboot: "shutdown"}); err != nil {
-			return client, GuestStarted{}, err
+			return client, nil, err
 		}
 	}
 	blocks, err := client.QueryBlock(ctx)
 	if err != nil {
-		return client, GuestStarted{}, err
+		return client, nil, err
+	}
+	if start.Incoming {
+		return client, GuestAwaited{Version: client.Version(), Disks: disks(p.machine, blocks)}, nil
 	}
 	if err := client.Continue(ctx); err != nil {
-		return client, GuestStarted{}, err
+		return client, nil, err
 	}
 	return client, GuestStarted{Version: client.Version(), Disks: disks(p.machine, blocks)}, nil
 }
@@ -254,6 +258,12 @@ func translate(e qmp.Event) []Event {
 			return nil
 		}
 		return []Event{IOError{NoSpace: b.NoSpace}}
+	case qmp.EventMigration:
+		var m qmp.MigrationEvent
+		if e.Decode(&m) != nil {
+			return nil
+		}
+		return []Event{MigrationChanged{Status: m.Status}, GuestStateChanged{}}
 	case qmp.EventStop, qmp.EventResume, qmp.EventSuspend, qmp.EventWakeup, qmp.EventGuestPanicked:
 		return []Event{GuestStateChanged{}}
 	default:
@@ -288,6 +298,8 @@ func execute(ctx context.Context, client *qmp.Client, m v1alpha1.Machine, c Comm
 		return client.PowerDown(ctx)
 	case CommandContinue:
 		return client.Continue(ctx)
+	case CommandResumeIncoming:
+		return resumeIncoming(ctx, client)
 	case CommandRebootAction:
 		return client.SetAction(ctx, qmp.Action{Reboot: strings.ToLower(string(c.RebootAction))})
 	case CommandResize:
@@ -298,6 +310,19 @@ func execute(ctx context.Context, client *qmp.Client, m v1alpha1.Machine, c Comm
 		}
 	}
 	return fmt.Errorf("bug: command %s of disk %q", c.Kind, c.Disk)
+}
+
+// resumeIncoming lets an arrived guest run. QEMU itself would take `cont` at any time,
+// and run what has arrived so far.
+func resumeIncoming(ctx context.Context, client *qmp.Client) error {
+	m, err := client.QueryMigrate(ctx)
+	if err != nil {
+		return err
+	}
+	if m.Status != qmp.MigrationCompleted {
+		return fmt.Errorf("the guest has not arrived: its migration is %q", m.Status)
+	}
+	return client.Continue(ctx)
 }
 
 func (l *loop) queryStatus() {

@@ -32,16 +32,20 @@ type stage int
 const (
 	idle     stage = iota // no start yet
 	starting              // made, the guest does not run yet
+	awaiting              // made, the guest is to arrive by a migration
 	alive                 // the guest has run
 	gone                  // reaped, or never made
 )
 
 // State is everything the launcher remembers. The zero value is a fresh launcher.
 //
-//	idle ──StartRequested──► starting ──GuestStarted──► alive
-//	  │                         │                         │
-//	  │                         └────────Exited───────────┴──► gone ──bye or SIGTERM──► leave
+//	idle ──StartRequested──► starting ──GuestStarted──────────────────► alive
+//	  │                         │ └──GuestAwaited──► awaiting ──resumed──┘│
+//	  │                         └────────Exited─────────┴─────────────────┴──► gone ──bye or SIGTERM──► leave
 //	  └──SIGTERM──► leave
+//
+// A guest that was alive here may have left by a migration: then the process lives on
+// without it, and nothing makes it run again.
 type State struct {
 	public wire.State
 	stage  stage
@@ -57,6 +61,9 @@ type State struct {
 	// hungUp is true once the monitor is gone before its time, lost once QEMU was killed
 	// for it.
 	hungUp, lost bool
+	// leaving is true while a migration has stopped the guest, left once it has
+	// completed: for ever.
+	leaving, left bool
 	// noSpace is the kind of the last I/O error.
 	noSpace bool
 	// querying and stale serialise QueryStatus: one in flight, one more if something
@@ -100,7 +107,9 @@ func (s State) Next(now time.Time, e Event) (State, []Action) {
 	case RebootActionRequested:
 		return s.command(e.Token, Command{Token: e.Token, Kind: CommandRebootAction, RebootAction: e.Action})
 	case ResumeRequested:
-		return s.command(e.Token, Command{Token: e.Token, Kind: CommandContinue})
+		return s.resumeRequested(e)
+	case ResumeIncomingRequested:
+		return s.resumeIncomingRequested(e)
 	case ResizeRequested:
 		return s.resizeRequested(e)
 	case ByeRequested:
@@ -109,10 +118,14 @@ func (s State) Next(now time.Time, e Event) (State, []Action) {
 		return s.terminationRequested(now)
 	case GuestStarted:
 		return s.guestStarted(now, e)
+	case GuestAwaited:
+		return s.guestAwaited(e)
+	case MigrationChanged:
+		return s.migrationChanged(e)
 	case StartFailed:
 		return s.startFailed(now, e)
 	case CommandDone:
-		return s.commandDone(e)
+		return s.commandDone(now, e)
 	case StatusRead:
 		return s.statusRead(e)
 	case GuestStateChanged:
@@ -151,18 +164,92 @@ func (s State) guestStarted(now time.Time, e GuestStarted) (State, []Action) {
 	if s.stage != starting {
 		return s, nil
 	}
-	s.stage = alive
-	s.public.StartTime = &now
 	s.public.QEMUVersion, s.public.Disks = e.Version, e.Disks
-	s.public.GuestStatus = string(qmp.StateRunning)
 	actions := []Action{Answer{s.start, nil}}
 	s.start = 0
+	s, more := s.revived(now)
+	return s, append(actions, more...)
+}
+
+// revived is the guest's first moment in this process.
+func (s State) revived(now time.Time) (State, []Action) {
+	s.stage = alive
+	s.public.StartTime = &now
+	s.public.GuestStatus = string(qmp.StateRunning)
 	if s.shutdown {
-		actions = append(actions, Command{Kind: CommandPowerDown})
-	} else {
-		s.public.Phase = v1alpha1.InstanceRunning
+		return s, []Action{Command{Kind: CommandPowerDown}}
 	}
+	s.public.Phase = v1alpha1.InstanceRunning
+	return s, nil
+}
+
+// guestAwaited answers the start, though no guest runs yet.
+func (s State) guestAwaited(e GuestAwaited) (State, []Action) {
+	if s.stage != starting {
+		return s, nil
+	}
+	s.stage = awaiting
+	s.public.QEMUVersion, s.public.Disks = e.Version, e.Disks
+	s.public.GuestStatus = string(qmp.StateInMigrate)
+	actions := []Action{Answer{s.start, nil}}
+	s.start = 0
 	return s, actions
+}
+
+// migrationChanged follows a guest that leaves. The events of one that arrives look
+// alike, and may be heard late: only a source ever stands before the switch-over.
+func (s State) migrationChanged(e MigrationChanged) (State, []Action) {
+	if s.stage != alive {
+		return s, nil
+	}
+	switch e.Status {
+	case qmp.MigrationPreSwitchover, qmp.MigrationDevice:
+		s.leaving = true
+	case qmp.MigrationCompleted:
+		if s.leaving {
+			return s.guestLeft()
+		}
+	case qmp.MigrationSetup, qmp.MigrationFailed, qmp.MigrationCancelled:
+		s.leaving = false
+	default:
+	}
+	return s, nil
+}
+
+// guestLeft is final: whatever is asked from now on, the guest runs elsewhere.
+func (s State) guestLeft() (State, []Action) {
+	if s.left {
+		return s, nil
+	}
+	s.left = true
+	s.pressAt = time.Time{}
+	s.public.GuestStatus = string(qmp.StatePostMigrate)
+	if s.shutdown {
+		return s, []Action{KillProcess{}} // the shutdown goes on where the guest is
+	}
+	s.public.Phase, s.public.PauseReason = v1alpha1.InstancePaused, "Migrated"
+	return s, nil
+}
+
+func (s State) resumeRequested(e ResumeRequested) (State, []Action) {
+	if s.left {
+		return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeNotRunning, "the guest has left this process")}}
+	}
+	if s.stage != alive {
+		return s, []Action{Answer{e.Token, wire.ErrNotRunning}}
+	}
+	return s, []Action{Command{Token: e.Token, Kind: CommandContinue}}
+}
+
+func (s State) resumeIncomingRequested(e ResumeIncomingRequested) (State, []Action) {
+	switch {
+	case s.stage == awaiting:
+		return s, []Action{Command{Token: e.Token, Kind: CommandResumeIncoming}}
+	case s.stage == alive && !s.left:
+		return s, []Action{Answer{e.Token, nil}} // done already
+	default:
+		return s, []Action{Answer{e.Token, wire.ErrNotRunning}}
+	}
 }
 
 func (s State) startFailed(now time.Time, e StartFailed) (State, []Action) {
@@ -204,6 +291,9 @@ func (s State) shutdownRequested(now time.Time, e ShutdownRequested) (State, []A
 	if s.killed {
 		return s, actions
 	}
+	if s.left {
+		return s, append(actions, KillProcess{}) // there is nobody to ask
+	}
 	s.pressAt = now.Add(pressInterval)
 	if s.stage == alive {
 		actions = append(actions, Command{Kind: CommandPowerDown})
@@ -222,11 +312,11 @@ func (s State) killRequested(e KillRequested) (State, []Action) {
 }
 
 // living is true while there is a process.
-func (s State) living() bool { return s.stage == starting || s.stage == alive }
+func (s State) living() bool { return s.stage == starting || s.stage == awaiting || s.stage == alive }
 
 // command runs a monitor command of the handler.
 func (s State) command(t Token, c Command) (State, []Action) {
-	if s.stage != alive {
+	if s.stage != alive && s.stage != awaiting {
 		return s, []Action{Answer{t, wire.ErrNotRunning}}
 	}
 	return s, []Action{c}
@@ -246,7 +336,8 @@ func (s State) resizeRequested(e ResizeRequested) (State, []Action) {
 	return s, []Action{Command{Token: e.Token, Kind: CommandResize, Disk: e.Disk, Bytes: e.Bytes}}
 }
 
-func (s State) commandDone(e CommandDone) (State, []Action) {
+func (s State) commandDone(now time.Time, e CommandDone) (State, []Action) {
+	var actions []Action
 	if e.Err == nil {
 		switch e.Command.Kind {
 		case CommandRebootAction:
@@ -258,16 +349,20 @@ func (s State) commandDone(e CommandDone) (State, []Action) {
 					s.public.Disks[i].Size = e.Command.Bytes
 				}
 			}
+		case CommandResumeIncoming:
+			if s.stage == awaiting {
+				s, actions = s.revived(now)
+			}
 		case CommandPowerDown, CommandContinue: // QEMU tells what came of it
 		}
 	}
 	if e.Command.Token == 0 {
-		return s, nil
+		return s, actions
 	}
 	if e.Err != nil {
-		return s, []Action{Answer{e.Command.Token, wire.Errorf(wire.CodeInternal, "%v", e.Err)}}
+		return s, append(actions, Answer{e.Command.Token, wire.Errorf(wire.CodeInternal, "%v", e.Err)})
 	}
-	return s, []Action{Answer{e.Command.Token, nil}}
+	return s, append(actions, Answer{e.Command.Token, nil})
 }
 
 // query asks for the run state, once at a time.
@@ -282,15 +377,29 @@ func (s State) query() (State, []Action) {
 
 func (s State) statusRead(e StatusRead) (State, []Action) {
 	s.querying = false
-	if e.Err == nil && s.stage == alive {
-		s.public.GuestStatus = string(e.Status)
-		if s.public.Phase != v1alpha1.InstanceStopping {
-			s.public.Phase, s.public.PauseReason = phase(e.Status, s.noSpace)
-		}
+	var actions []Action
+	if e.Err == nil && s.stage == alive && !s.left {
+		s, actions = s.guestIs(e.Status)
 	}
 	if s.stale {
 		s.stale = false
-		return s.query()
+		var more []Action
+		s, more = s.query()
+		actions = append(actions, more...)
+	}
+	return s, actions
+}
+
+// guestIs takes in a run state.
+func (s State) guestIs(status qmp.RunState) (State, []Action) {
+	if status == qmp.StatePostMigrate {
+		return s.guestLeft()
+	}
+	s.public.GuestStatus = string(status)
+	// The last moment of a migration is not a state of its own: the guest is about to
+	// run on, here or elsewhere.
+	if status != qmp.StateFinishMigrate && s.public.Phase != v1alpha1.InstanceStopping {
+		s.public.Phase, s.public.PauseReason = phase(status, s.noSpace)
 	}
 	return s, nil
 }
@@ -337,7 +446,7 @@ func (s State) terminationRequested(now time.Time) (State, []Action) {
 	case gone:
 		s.leaveAt = now.Add(farewell)
 		return s, nil
-	case starting, alive:
+	case starting, awaiting, alive:
 	}
 	return s.shutdownRequested(now, ShutdownRequested{Grace: s.grace})
 }
@@ -350,7 +459,7 @@ func (s State) byeRequested(e ByeRequested) (State, []Action) {
 		return s, []Action{Answer{e.Token, nil}, Leave{0}}
 	case gone:
 		return s, []Action{Answer{e.Token, nil}, Leave{s.code()}}
-	case starting, alive:
+	case starting, awaiting, alive:
 	}
 	return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeInvalid, "there is no exit to be recorded")}}
 }
@@ -400,9 +509,11 @@ func (s State) exit(now time.Time, e Exited) v1alpha1.Exit {
 // cause puts together what was asked, what QEMU said and how it ended.
 func (s State) cause(e Exited) v1alpha1.ExitCause {
 	switch {
+	case s.left:
+		return v1alpha1.ExitMigrated
 	case s.killed && (e.Signal != "" || s.reason == ""):
 		return v1alpha1.ExitKilled
-	case s.stage == starting:
+	case s.stage == starting, s.stage == awaiting:
 		return v1alpha1.ExitStartFailed
 	case s.lost, e.Code != 0:
 		return v1alpha1.ExitCrashed

@@ -10,6 +10,7 @@ import (
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/launcher"
+	"orlop.dev/orlop/internal/qmp"
 	"orlop.dev/orlop/internal/wire"
 )
 
@@ -31,6 +32,8 @@ func play(events ...launcher.Event) (launcher.State, []launcher.Action) {
 var (
 	start   = launcher.StartRequested{Token: 1, UID: "u", Grace: 30 * time.Second}
 	started = launcher.GuestStarted{Version: "10.0.2", Disks: []v1alpha1.DiskStatus{{ID: "vd-root", Attached: true, Size: 1024}}}
+	awaited = launcher.GuestAwaited{Version: "10.0.2"}
+	arrived = launcher.CommandDone{Command: launcher.Command{Token: 5, Kind: launcher.CommandResumeIncoming}}
 	term    = launcher.TerminationRequested{}
 	clean   = launcher.Exited{}
 	sigkill = launcher.Exited{Code: 137, Signal: "killed"}
@@ -38,6 +41,10 @@ var (
 
 func stop(grace time.Duration) launcher.Event {
 	return launcher.ShutdownRequested{Token: 2, Grace: grace}
+}
+
+func moved(status string) launcher.Event {
+	return launcher.MigrationChanged{Status: qmp.MigrationStatus(status)}
 }
 
 func word(reason string) launcher.Event { return launcher.ShutdownAnnounced{Reason: reason} }
@@ -66,6 +73,12 @@ func TestExitCause(t *testing.T) {
 		"never answered":                         {[]launcher.Event{start, launcher.StartFailed{Reason: "timeout"}, sigkill}, v1alpha1.ExitStartFailed, "timeout"},
 		"could not be made":                      {[]launcher.Event{start, launcher.StartFailed{Reason: "no such file", NoProcess: true}}, v1alpha1.ExitStartFailed, "no such file"},
 		"killed before it ran":                   {[]launcher.Event{start, launcher.KillRequested{Token: 3}, launcher.StartFailed{Reason: "hung up"}, sigkill}, v1alpha1.ExitKilled, ""},
+		"left by a migration, then killed":       {[]launcher.Event{start, started, moved("device"), moved("completed"), launcher.KillRequested{Token: 3}, sigkill}, v1alpha1.ExitMigrated, ""},
+		"left by a migration, then died":         {[]launcher.Event{start, started, moved("pre-switchover"), moved("completed"), sigkill}, v1alpha1.ExitMigrated, ""},
+		"died while it was leaving":              {[]launcher.Event{start, started, moved("device"), sigkill}, v1alpha1.ExitCrashed, "QEMU was ended by signal: killed"},
+		"never arrived":                          {[]launcher.Event{start, awaited, launcher.Exited{Code: 1, LastLine: "load failed"}}, v1alpha1.ExitStartFailed, "load failed"},
+		"not wanted any more":                    {[]launcher.Event{start, awaited, launcher.KillRequested{Token: 3}, sigkill}, v1alpha1.ExitKilled, ""},
+		"arrived and powered off":                {[]launcher.Event{start, awaited, arrived, word("guest-shutdown"), clean}, v1alpha1.ExitGuestShutdown, ""},
 		"a healthy end with a warning":           {[]launcher.Event{start, started, word("guest-shutdown"), launcher.Exited{LastLine: "warning"}}, v1alpha1.ExitGuestShutdown, ""},
 	}
 	for name, tc := range cases {
@@ -104,19 +117,30 @@ func TestPhases(t *testing.T) {
 		phase  v1alpha1.InstancePhase
 		reason string
 	}{
-		"fresh":                    {nil, v1alpha1.InstancePending, ""},
-		"being made":               {[]launcher.Event{start}, v1alpha1.InstanceStarting, ""},
-		"running":                  {[]launcher.Event{start, started}, v1alpha1.InstanceRunning, ""},
-		"out of space":             {[]launcher.Event{start, started, launcher.IOError{NoSpace: true}, changed, read("io-error")}, v1alpha1.InstancePaused, "NoSpace"},
-		"a broken disk":            {[]launcher.Event{start, started, launcher.IOError{}, changed, read("io-error")}, v1alpha1.InstancePaused, "IOError"},
-		"asleep":                   {[]launcher.Event{start, started, changed, read("suspended")}, v1alpha1.InstancePaused, "Suspended"},
-		"stopped by someone":       {[]launcher.Event{start, started, changed, read("paused")}, v1alpha1.InstancePaused, "Unknown"},
-		"a state of a newer QEMU":  {[]launcher.Event{start, started, changed, read("dreaming")}, v1alpha1.InstancePaused, "Unknown"},
-		"runs again":               {[]launcher.Event{start, started, changed, read("io-error"), changed, read("running")}, v1alpha1.InstanceRunning, ""},
-		"unreadable":               {[]launcher.Event{start, started, changed, launcher.StatusRead{Err: errors.New("late")}}, v1alpha1.InstanceRunning, ""},
-		"stopping":                 {[]launcher.Event{start, started, stop(time.Minute)}, v1alpha1.InstanceStopping, ""},
-		"never back from stopping": {[]launcher.Event{start, started, stop(time.Minute), changed, read("io-error")}, v1alpha1.InstanceStopping, ""},
-		"stopped before it ran":    {[]launcher.Event{start, stop(time.Minute), started}, v1alpha1.InstanceStopping, ""},
+		"fresh":                             {nil, v1alpha1.InstancePending, ""},
+		"being made":                        {[]launcher.Event{start}, v1alpha1.InstanceStarting, ""},
+		"running":                           {[]launcher.Event{start, started}, v1alpha1.InstanceRunning, ""},
+		"out of space":                      {[]launcher.Event{start, started, launcher.IOError{NoSpace: true}, changed, read("io-error")}, v1alpha1.InstancePaused, "NoSpace"},
+		"a broken disk":                     {[]launcher.Event{start, started, launcher.IOError{}, changed, read("io-error")}, v1alpha1.InstancePaused, "IOError"},
+		"asleep":                            {[]launcher.Event{start, started, changed, read("suspended")}, v1alpha1.InstancePaused, "Suspended"},
+		"stopped by someone":                {[]launcher.Event{start, started, changed, read("paused")}, v1alpha1.InstancePaused, "Unknown"},
+		"a state of a newer QEMU":           {[]launcher.Event{start, started, changed, read("dreaming")}, v1alpha1.InstancePaused, "Unknown"},
+		"runs again":                        {[]launcher.Event{start, started, changed, read("io-error"), changed, read("running")}, v1alpha1.InstanceRunning, ""},
+		"unreadable":                        {[]launcher.Event{start, started, changed, launcher.StatusRead{Err: errors.New("late")}}, v1alpha1.InstanceRunning, ""},
+		"stopping":                          {[]launcher.Event{start, started, stop(time.Minute)}, v1alpha1.InstanceStopping, ""},
+		"never back from stopping":          {[]launcher.Event{start, started, stop(time.Minute), changed, read("io-error")}, v1alpha1.InstanceStopping, ""},
+		"waits for a migration":             {[]launcher.Event{start, awaited}, v1alpha1.InstanceStarting, ""},
+		"still waits":                       {[]launcher.Event{start, awaited, moved("completed"), changed, read("paused")}, v1alpha1.InstanceStarting, ""},
+		"arrived":                           {[]launcher.Event{start, awaited, arrived}, v1alpha1.InstanceRunning, ""},
+		"its own arrival is no departure":   {[]launcher.Event{start, awaited, arrived, moved("active"), moved("completed"), read("running")}, v1alpha1.InstanceRunning, ""},
+		"did not arrive in time":            {[]launcher.Event{start, awaited, launcher.CommandDone{Command: arrived.Command, Err: errors.New("active")}}, v1alpha1.InstanceStarting, ""},
+		"stands still to leave":             {[]launcher.Event{start, started, moved("pre-switchover"), changed, read("finish-migrate")}, v1alpha1.InstanceRunning, ""},
+		"stands still on an error to leave": {[]launcher.Event{start, started, changed, read("io-error"), changed, read("finish-migrate")}, v1alpha1.InstancePaused, "IOError"},
+		"has left":                          {[]launcher.Event{start, started, moved("device"), moved("completed")}, v1alpha1.InstancePaused, "Migrated"},
+		"has left, says its state":          {[]launcher.Event{start, started, changed, read("postmigrate")}, v1alpha1.InstancePaused, "Migrated"},
+		"never back from leaving":           {[]launcher.Event{start, started, changed, read("postmigrate"), changed, read("running")}, v1alpha1.InstancePaused, "Migrated"},
+		"could not leave":                   {[]launcher.Event{start, started, moved("device"), moved("failed"), changed, read("running")}, v1alpha1.InstanceRunning, ""},
+		"stopped before it ran":             {[]launcher.Event{start, stop(time.Minute), started}, v1alpha1.InstanceStopping, ""},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -173,6 +197,24 @@ func TestActions(t *testing.T) {
 				launcher.ResizeRequested{Token: 5}, launcher.RebootActionRequested{Token: 6}},
 			[]launcher.Action{refused(2, wire.ErrNotRunning), refused(3, wire.ErrNotRunning), refused(4, wire.ErrNotRunning),
 				refused(5, wire.ErrNotRunning), refused(6, wire.ErrNotRunning)},
+		},
+		"a guest that has left is never resumed": {
+			[]launcher.Event{start, started, launcher.StatusRead{Status: "postmigrate"}, launcher.ResumeRequested{Token: 4}, launcher.ResumeIncomingRequested{Token: 5}},
+			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1),
+				refused(4, wire.Errorf(wire.CodeNotRunning, "the guest has left this process")), refused(5, wire.ErrNotRunning)},
+		},
+		"nobody is asked to power off what a guest has left": {
+			[]launcher.Event{start, started, launcher.StatusRead{Status: "postmigrate"}, stop(time.Minute)},
+			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), ok(2), launcher.KillProcess{}},
+		},
+		"only resume-incoming lets an arrived guest run, and once": {
+			[]launcher.Event{start, awaited, launcher.ResumeRequested{Token: 4}, launcher.ResumeIncomingRequested{Token: 5}, arrived, launcher.ResumeIncomingRequested{Token: 6}},
+			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), refused(4, wire.ErrNotRunning),
+				launcher.Command{Token: 5, Kind: launcher.CommandResumeIncoming}, ok(5), ok(6)},
+		},
+		"a shutdown while it arrives reaches the guest": {
+			[]launcher.Event{start, awaited, stop(time.Minute), arrived},
+			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), ok(2), press, ok(5)},
 		},
 		"one question about the state at a time, and one more if it changed meanwhile": {
 			[]launcher.Event{start, started, launcher.GuestStateChanged{}, launcher.GuestStateChanged{}, launcher.GuestStateChanged{},

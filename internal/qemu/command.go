@@ -102,6 +102,9 @@ func (b *builder) base() {
 	b.add("nodefaults")
 	b.add("sandbox", "on", "obsolete=deny", "elevateprivileges=deny", "spawn=deny", "resourcecontrol=deny")
 	b.add("S")
+	if b.env.Incoming {
+		b.add("incoming", "defer")
+	}
 	b.add("msg", "timestamp=on")
 	machine := []string{m.Type, "usb=off", "vmport=off", "dump-guest-core=off", "memory-backend=ram", "graphics=on"}
 	if m.Accelerator == v1alpha1.AcceleratorKVM {

@@ -101,6 +101,15 @@ func TestCommandGolden(t *testing.T) {
 			golden(t, name+".args", render(args))
 		})
 	}
+	t.Run("the target of a migration differs in nothing but its waiting", func(t *testing.T) {
+		e := environment()
+		e.Incoming = true
+		args, err := qemu.Command(machine(), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "incoming.args", render(args))
+	})
 }
 
 // render puts each option on a line of its own.

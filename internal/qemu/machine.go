@@ -19,6 +19,9 @@ const (
 	SerialSocket = "serial"
 	// VNCSocket speaks RFB.
 	VNCSocket = "vnc"
+	// MigrateSocket carries the memory of a migration: the target's QEMU listens there,
+	// the source's connects to it.
+	MigrateSocket = "migrate"
 	// GuestAgentSocket is the host end of the guest agent's channel.
 	GuestAgentSocket = "qga"
 )
@@ -55,6 +58,8 @@ type Environment struct {
 	RunDir string
 	// Monitor is a connected stream socket: the launcher's own QMP monitor.
 	Monitor int
+	// Incoming makes the process wait for a guest that arrives by a migration.
+	Incoming bool
 	// KVM is an open /dev/kvm, needed by accelerator KVM only.
 	KVM int
 	// Disks by disk id.

@@ -33,6 +33,12 @@ const (
 	StateShutdown      RunState = "shutdown"
 	StateSuspended     RunState = "suspended"
 	StateGuestPanicked RunState = "guest-panicked"
+	// StateInMigrate waits for, or takes in, a guest.
+	StateInMigrate RunState = "inmigrate"
+	// StateFinishMigrate stands still for the last of a migration's data.
+	StateFinishMigrate RunState = "finish-migrate"
+	// StatePostMigrate has handed its guest over.
+	StatePostMigrate RunState = "postmigrate"
 )
 
 // Status is the answer to query-status.

@@ -89,6 +89,12 @@ func (c *Client) Resume(ctx context.Context) error {
 	return c.call(ctx, TypeResume, nil, nil, nil)
 }
 
+// ResumeIncoming lets a guest run that has arrived by a migration. It is refused
+// while its memory is not complete.
+func (c *Client) ResumeIncoming(ctx context.Context) error {
+	return c.call(ctx, TypeResumeIncoming, nil, nil, nil)
+}
+
 // Resize shows the guest the new size of a disk, in bytes.
 func (c *Client) Resize(ctx context.Context, disk string, bytes int64) error {
 	return c.call(ctx, TypeResize, Resize{Disk: disk, Bytes: bytes}, nil, nil)

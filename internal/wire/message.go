@@ -36,8 +36,10 @@ const (
 	TypeKill         Type = "kill"
 	TypeRebootAction Type = "reboot-action"
 	TypeResume       Type = "resume"
-	TypeResize       Type = "resize"
-	TypeBye          Type = "bye"
+	// TypeResumeIncoming lets the guest run that has arrived by a migration.
+	TypeResumeIncoming Type = "resume-incoming"
+	TypeResize         Type = "resize"
+	TypeBye            Type = "bye"
 
 	TypeAnswer Type = "answer"
 	TypeState  Type = "state"
@@ -126,6 +128,9 @@ type Start struct {
 	Disks []StartDisk `json:"disks,omitempty"`
 	// Interfaces has one entry for each interface of the machine.
 	Interfaces []StartInterface `json:"interfaces,omitempty"`
+	// Incoming makes QEMU wait for a guest that arrives by a migration: nothing lets it
+	// run but resume-incoming.
+	Incoming bool `json:"incoming,omitempty"`
 	// KVM is the index of an open /dev/kvm, needed with accelerator KVM.
 	KVM *int `json:"kvm,omitempty"`
 }
@@ -175,7 +180,8 @@ type State struct {
 	InstanceUID types.UID `json:"instanceUID,omitempty"`
 	// Phase never goes back, but between Running and Paused.
 	Phase v1alpha1.InstancePhase `json:"phase"`
-	// PauseReason is set in phase Paused: IOError, NoSpace, GuestPanicked, Suspended or Unknown.
+	// PauseReason is set in phase Paused: IOError, NoSpace, GuestPanicked, Suspended,
+	// Migrated (it runs in another process now, and never here again) or Unknown.
 	PauseReason string `json:"pauseReason,omitempty"`
 	// StartTime is when the guest's CPUs first ran.
 	StartTime *time.Time `json:"startTime,omitempty"`

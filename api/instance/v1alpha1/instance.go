@@ -374,7 +374,8 @@ type InstanceStatus struct {
 	// StartTime is when the guest's CPUs first ran.
 	// +optional
 	StartTime *metav1.Time `json:"startTime,omitempty"`
-	// PauseReason is why the guest stands still: "IOError", "NoSpace", "GuestPanicked", "Suspended" or "Unknown".
+	// PauseReason is why the guest stands still: "IOError", "NoSpace", "GuestPanicked", "Suspended", "Migrated" (it
+	// runs in another process, and never in this one again) or "Unknown".
 	// +optional
 	PauseReason string `json:"pauseReason,omitempty"`
 	// Message says in one sentence what the handler waits for or what went wrong.
