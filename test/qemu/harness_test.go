@@ -252,9 +252,11 @@ func (p *pod) code() int {
 	}
 }
 
-// terminationMessage is what the kubelet would find.
+// terminationMessage is what the kubelet would find. The launcher writes it after it
+// has told the exit and before it answers anything else.
 func (p *pod) terminationMessage() v1alpha1.Exit {
 	p.t.Helper()
+	p.hello()
 	data, err := os.ReadFile(filepath.Join(p.dir, "termination-log"))
 	if err != nil {
 		p.t.Fatal(err)
