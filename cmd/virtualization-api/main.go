@@ -38,11 +38,11 @@ func command() *cobra.Command {
 			if err := options.Validate(); err != nil {
 				return err
 			}
-			reader, err := newReader()
+			cluster, err := newClient()
 			if err != nil {
 				return err
 			}
-			return options.Run(command.Context(), reader)
+			return options.Run(command.Context(), cluster)
 		},
 	}
 	flags := command.Flags()
@@ -55,7 +55,7 @@ func command() *cobra.Command {
 	return command
 }
 
-func newReader() (client.Reader, error) {
+func newClient() (client.Client, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, core.AddToScheme, instance.AddToScheme} {
 		if err := add(scheme); err != nil {

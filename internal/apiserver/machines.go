@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -69,8 +70,10 @@ func (m machines) find(ctx context.Context, name string) (*core.VirtualMachine, 
 
 // place is where a machine runs.
 type place struct {
-	namespace, instance string
-	node, address       string
+	namespace, machine string
+	uid                types.UID
+	instance           string
+	node, address      string
 }
 
 // locate finds the node of a running machine. A machine without one is a conflict
@@ -100,7 +103,10 @@ func (m machines) locate(ctx context.Context, name string) (place, error) {
 	if err != nil {
 		return place{}, apierrors.NewServiceUnavailable(err.Error())
 	}
-	return place{namespace: vm.Namespace, instance: key.Name, node: running.Spec.NodeName, address: address}, nil
+	return place{
+		namespace: vm.Namespace, machine: vm.Name, uid: vm.UID,
+		instance: key.Name, node: running.Spec.NodeName, address: address,
+	}, nil
 }
 
 func (m machines) nodeAddress(ctx context.Context, name string) (string, error) {

@@ -1,7 +1,8 @@
 // Package apiserver is the aggregated API subresources.virtualization.deckhouse.io:
 // consoles and forwarded ports of running virtual machines.
 //
-// It stores nothing and decides nothing about machines. Authentication and
+// It decides nothing about machines, and stores nothing but who holds a console: a
+// Lease beside the machine, which informs and never stands in the way. Authentication and
 // authorization are delegated to the cluster's API server; a stream is then
 // proxied, unread, to the handler of the machine's node over mutual TLS. The
 // caller's credentials never travel further than this process.
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apiserver/pkg/server"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/apiserver/pkg/util/compatibility"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"orlop.dev/orlop/api/subresources/v1alpha2"
@@ -36,6 +38,8 @@ type Options struct {
 	Authorization  *genericoptions.DelegatingAuthorizationOptions
 	// Handlers says how the nodes' handlers are reached.
 	Handlers Handlers
+	// Clock times the records of sessions.
+	Clock clock.WithTicker
 }
 
 // NewOptions returns options that serve on port 8443.
@@ -48,6 +52,7 @@ func NewOptions() *Options {
 		Authentication: genericoptions.NewDelegatingAuthenticationOptions(),
 		Authorization:  genericoptions.NewDelegatingAuthorizationOptions(),
 		Handlers:       Handlers{Port: 4101},
+		Clock:          clock.RealClock{},
 	}
 }
 
@@ -61,9 +66,9 @@ func (o *Options) Validate() error {
 	return utilerrors.NewAggregate(errs)
 }
 
-// Run serves until the context ends. The reader is asked, uncached, for each new
+// Run serves until the context ends. The cluster is asked, uncached, for each new
 // stream: 50 000 machines are not worth keeping for a handful of consoles.
-func (o *Options) Run(ctx context.Context, reader client.Reader) error {
+func (o *Options) Run(ctx context.Context, cluster client.Client) error {
 	scheme, codecs, err := newScheme()
 	if err != nil {
 		return err
@@ -84,16 +89,16 @@ func (o *Options) Run(ctx context.Context, reader client.Reader) error {
 		return fmt.Errorf("build server: %w", err)
 	}
 	group := server.NewDefaultAPIGroupInfo(v1alpha2.GroupVersion.Group, scheme, runtime.NewParameterCodec(scheme), codecs)
-	group.VersionedResourcesStorageMap[v1alpha2.GroupVersion.Version] = o.storage(reader)
+	group.VersionedResourcesStorageMap[v1alpha2.GroupVersion.Version] = o.storage(cluster)
 	if err := generic.InstallAPIGroup(&group); err != nil {
 		return fmt.Errorf("install API group: %w", err)
 	}
 	return generic.PrepareRun().RunWithContext(ctx)
 }
 
-func (o *Options) storage(reader client.Reader) map[string]rest.Storage {
-	machines := machines{reader: reader}
-	streams := streams{machines: machines, handlers: o.Handlers}
+func (o *Options) storage(cluster client.Client) map[string]rest.Storage {
+	machines := machines{reader: cluster}
+	streams := streams{machines: machines, handlers: o.Handlers, sessions: &sessions{client: cluster, clock: o.Clock}}
 	return map[string]rest.Storage{
 		"virtualmachines":             machines,
 		"virtualmachines/console":     console{streams},

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -72,6 +73,7 @@ func (h Handlers) tlsConfig(node string) (*tls.Config, error) {
 type streams struct {
 	machines machines
 	handlers Handlers
+	sessions *sessions
 }
 
 // Destroy frees nothing.
@@ -80,42 +82,85 @@ func (streams) Destroy() {}
 // ConnectMethods are the methods of a stream subresource.
 func (streams) ConnectMethods() []string { return []string{http.MethodGet, http.MethodPost} }
 
-// proxyTo returns a handler that joins one WebSocket of a client to the machine's node.
-func (s streams) proxyTo(ctx context.Context, name string, responder rest.Responder, path ...string) (http.Handler, error) {
-	where, err := s.machines.locate(ctx, name)
-	if err != nil {
-		return nil, err
-	}
+// relay joins a client's WebSocket to the one of a machine's node.
+type relay struct {
+	name      string
+	where     place
+	location  *url.URL
+	transport *http.Transport
+	responder rest.Responder
+}
+
+// relayTo returns a relay to a path below the machine's instance.
+func (s streams) relayTo(name string, where place, responder rest.Responder, path ...string) (*relay, error) {
 	config, err := s.handlers.tlsConfig(where.node)
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
 	location := &url.URL{Scheme: "https", Host: net.JoinHostPort(where.address, strconv.Itoa(s.handlers.Port)), Path: "/"}
 	location = location.JoinPath(append([]string{"v1", "namespaces", where.namespace, "instances", where.instance}, path...)...)
-	relay := &httputil.ReverseProxy{
-		Transport: &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
-			TLSClientConfig:       config,
-			TLSHandshakeTimeout:   dialTimeout,
-			ResponseHeaderTimeout: answerTimeout,
-			DisableKeepAlives:     true,
-			DisableCompression:    true, // a stream is not a document
+	transport := &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSClientConfig:       config,
+		TLSHandshakeTimeout:   dialTimeout,
+		ResponseHeaderTimeout: answerTimeout,
+		DisableKeepAlives:     true,
+		DisableCompression:    true, // a stream is not a document
+	}
+	return &relay{name: name, where: where, location: location, transport: transport, responder: responder}, nil
+}
+
+// ServeHTTP serves one stream until it ends.
+func (r *relay) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	r.serve(w, request, func(*http.Response) {})
+}
+
+// serve calls opened once the handler has accepted the stream.
+func (r *relay) serve(w http.ResponseWriter, request *http.Request, opened func(*http.Response)) {
+	if !isWebSocket(request) {
+		r.responder.Error(apierrors.NewBadRequest("a WebSocket upgrade is required"))
+		return
+	}
+	proxy := &httputil.ReverseProxy{
+		Transport: r.transport,
+		Rewrite:   func(p *httputil.ProxyRequest) { p.Out = outgoing(p.In, r.location) },
+		ModifyResponse: func(response *http.Response) error { //nolint:bodyclose // the proxy closes it
+			if err := refusal(r.name, response); err != nil {
+				return err
+			}
+			opened(response)
+			return nil
 		},
-		Rewrite:        func(r *httputil.ProxyRequest) { r.Out = outgoing(r.In, location) },
-		ModifyResponse: refusal(name), //nolint:bodyclose // the proxy closes it
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			responder.Error(explain(where.node, err))
+			r.responder.Error(explain(r.where.node, err))
 		},
 		// What the copying of a broken connection says helps nobody.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isWebSocket(r) {
-			responder.Error(apierrors.NewBadRequest("a WebSocket upgrade is required"))
-			return
-		}
-		relay.ServeHTTP(w, r)
-	}), nil
+	proxy.ServeHTTP(w, request)
+}
+
+// recorded is a relay whose stream has one holder at a time, which is recorded for as
+// long as it is open.
+type recorded struct {
+	*relay
+	stream   string
+	sessions *sessions
+}
+
+// ServeHTTP serves one stream until it ends.
+func (r recorded) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	mine := r.sessions.begin(request, r.where, r.stream)
+	ctx, cancel := context.WithCancel(request.Context())
+	var record sync.WaitGroup
+	defer func() {
+		cancel()
+		record.Wait()
+	}()
+	r.serve(w, request, func(response *http.Response) {
+		mine.note(response)
+		record.Go(func() { r.sessions.keep(ctx, mine) })
+	})
 }
 
 func isWebSocket(r *http.Request) bool {
@@ -157,25 +202,23 @@ func outgoing(in *http.Request, location *url.URL) *http.Request {
 // refusal turns a handler's refusal into an API status. An instance that the handler
 // does not know (yet, or any more) is a matter of time, so it is a conflict, not a
 // missing machine.
-func refusal(name string) func(*http.Response) error {
-	return func(response *http.Response) error {
-		if body, ok := response.Body.(io.ReadWriteCloser); ok && response.StatusCode == http.StatusSwitchingProtocols {
-			response.Body = whole{body}
-			return nil
-		}
-		defer response.Body.Close()
-		body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
-		message := strings.TrimSpace(string(body))
-		switch code := response.StatusCode; {
-		case code == http.StatusNotFound || code == http.StatusConflict:
-			return notRunning(name, message)
-		case code == http.StatusBadRequest:
-			return apierrors.NewBadRequest(message)
-		case code >= http.StatusInternalServerError && message != "":
-			return status(int32(code), metav1.StatusReasonUnknown, name, message)
-		default:
-			return apierrors.NewInternalError(fmt.Errorf("the node's handler answered %s", response.Status))
-		}
+func refusal(name string, response *http.Response) error {
+	if body, ok := response.Body.(io.ReadWriteCloser); ok && response.StatusCode == http.StatusSwitchingProtocols {
+		response.Body = whole{body}
+		return nil
+	}
+	defer response.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	message := strings.TrimSpace(string(body))
+	switch code := response.StatusCode; {
+	case code == http.StatusNotFound || code == http.StatusConflict:
+		return notRunning(name, message)
+	case code == http.StatusBadRequest:
+		return apierrors.NewBadRequest(message)
+	case code >= http.StatusInternalServerError && message != "":
+		return status(int32(code), metav1.StatusReasonUnknown, name, message)
+	default:
+		return apierrors.NewInternalError(fmt.Errorf("the node's handler answered %s", response.Status))
 	}
 }
 
@@ -198,12 +241,20 @@ func longRunning(_ *http.Request, info *apirequest.RequestInfo) bool {
 	return info.Subresource == "console" || info.Subresource == "portforward" || info.Verb == "watch"
 }
 
-// refuseProbe answers the question "who holds it", which nobody can answer yet.
-func refuseProbe(probe bool) error {
-	if probe {
-		return apierrors.NewBadRequest("probe is not supported yet: connect without it")
+// exclusive serves a stream that one client has at a time.
+func (s streams) exclusive(ctx context.Context, name, stream string, probe bool, responder rest.Responder) (http.Handler, error) {
+	where, err := s.machines.locate(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if probe {
+		return s.sessions.probe(ctx, where, stream)
+	}
+	relay, err := s.relayTo(name, where, responder, stream)
+	if err != nil {
+		return nil, err
+	}
+	return recorded{relay: relay, stream: stream, sessions: s.sessions}, nil
 }
 
 // console is virtualmachines/console.
@@ -219,16 +270,13 @@ func (console) NewConnectOptions() (runtime.Object, bool, string) {
 	return &v1alpha2.VirtualMachineConsole{}, false, ""
 }
 
-// Connect opens the serial console.
+// Connect opens the serial console, or tells who holds it.
 func (c console) Connect(ctx context.Context, name string, options runtime.Object, responder rest.Responder) (http.Handler, error) {
 	asked, ok := options.(*v1alpha2.VirtualMachineConsole)
 	if !ok {
 		return nil, apierrors.NewInternalError(fmt.Errorf("bug: console options are %T", options))
 	}
-	if err := refuseProbe(asked.Probe); err != nil {
-		return nil, err
-	}
-	return c.proxyTo(ctx, name, responder, "console")
+	return c.exclusive(ctx, name, "console", asked.Probe, responder)
 }
 
 // portForward is virtualmachines/portforward.
@@ -254,7 +302,11 @@ func (p portForward) Connect(ctx context.Context, name string, options runtime.O
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	return p.proxyTo(ctx, name, responder, "portforward", strconv.Itoa(int(asked.Port)), protocol)
+	where, err := p.machines.locate(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return p.relayTo(name, where, responder, "portforward", strconv.Itoa(int(asked.Port)), protocol)
 }
 
 // checkPort returns the protocol to use.

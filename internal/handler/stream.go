@@ -65,7 +65,10 @@ type session struct {
 // serveSerial gives the serial console to the newest client: QEMU has one, and a
 // terminal left open somewhere must not lock everybody out.
 func (w *worker) serveSerial(rw http.ResponseWriter, r *http.Request) {
-	mine := w.takeConsole()
+	mine, tookOver := w.takeConsole()
+	if tookOver {
+		rw.Header().Set(stream.TookOver, "true")
+	}
 	release := sync.OnceFunc(func() { close(mine.done) })
 	defer release()
 	qemu, client := w.open(rw, r, serialSocket)
@@ -106,21 +109,28 @@ func (c evictable) Close() error {
 }
 
 // takeConsole makes the caller the holder and waits until the former one has let
-// go of QEMU's socket, which serves one connection at a time.
-func (w *worker) takeConsole() *session {
-	mine := &session{evicted: make(chan struct{}), done: make(chan struct{})}
+// go of QEMU's socket, which serves one connection at a time. It tells whether there
+// was one.
+func (w *worker) takeConsole() (mine *session, tookOver bool) {
+	mine = &session{evicted: make(chan struct{}), done: make(chan struct{})}
 	w.mu.Lock()
 	former := w.console
 	w.console = mine
 	w.mu.Unlock()
-	if former != nil {
-		close(former.evicted)
-		select {
-		case <-former.done:
-		case <-time.After(dialTimeout):
-		}
+	if former == nil {
+		return mine, false
 	}
-	return mine
+	select {
+	case <-former.done:
+		return mine, false
+	default:
+	}
+	close(former.evicted)
+	select {
+	case <-former.done:
+	case <-time.After(dialTimeout):
+	}
+	return mine, true
 }
 
 // serveSocket relays a socket of QEMU that takes any number of clients.

@@ -174,7 +174,7 @@ func (i *installer) removeCalls(ctx context.Context) error {
 		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: named(webhookName)},
 		&apiregistrationv1.APIService{ObjectMeta: named(apiService)},
 	}
-	for _, policy := range []string{"virtualization-restricted-access-policy", "virtualization-handler-node-policy", "virtualization-pod-address-policy"} {
+	for _, policy := range []string{"virtualization-restricted-access-policy", "virtualization-handler-node-policy", "virtualization-pod-address-policy", "virtualization-session-policy"} {
 		objects = append(objects,
 			&admissionregistrationv1.ValidatingAdmissionPolicyBinding{ObjectMeta: named(policy)},
 			&admissionregistrationv1.ValidatingAdmissionPolicy{ObjectMeta: named(policy)})

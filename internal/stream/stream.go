@@ -27,6 +27,10 @@ import (
 // Protocol is the WebSocket sub-protocol of every stream.
 const Protocol = "plain.virtualization.deckhouse.io"
 
+// TookOver is the header of an accepted handshake for which another client's stream
+// was ended.
+const TookOver = "Orlop-Took-Over"
+
 // MaxMessage bounds one received frame, in bytes.
 const MaxMessage = 1 << 20
 

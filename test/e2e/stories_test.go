@@ -45,6 +45,9 @@ func TestStory01FirstMachine(t *testing.T) {
 		console.send("echo sum=$((40+2))")
 		console.expect(soon, `sum=42`)
 	})
+	t.Run("another user takes the console over", func(t *testing.T) { takeOver(t, ns, console) })
+	console = open(t, ns, "linux")
+	console.prompt(soon)
 	t.Run("the host reaches the address", func(t *testing.T) {
 		eventually(t, soon, "the guest answers HTTP", func() bool { return answers("http://" + net.JoinHostPort(address, "8080")) })
 	})

@@ -100,7 +100,8 @@ func (s *site) refusals(t *testing.T, user *rest.Config) {
 		"a port that is a word":                         {user, "echo", "/portforward?port=ssh", 400, `"ssh" is not a number`},
 		"a forgotten port":                              {user, "echo", "/portforward", 400, "port"},
 		"a protocol that is not forwarded":              {user, "echo", "/portforward?port=22&protocol=sctp", 400, `protocol "sctp" is not tcp or udp`},
-		"a probe, which is not built yet":               {user, "echo", "/console?probe=true", 400, "probe is not supported yet"},
+		"a probe without the right to connect":          {reader, "echo", "/console?probe=true", 403, "virtualmachines/console"},
+		"a probe of a machine that does not run":        {user, "stopped", "/console?probe=true", 409, "its phase is Stopped"},
 		"a probe that is neither true nor false":        {user, "echo", "/console?probe=maybe", 400, `"maybe" is not true or false`},
 	}
 	for name, test := range tests {

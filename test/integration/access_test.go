@@ -64,7 +64,7 @@ type node struct {
 	headers []http.Header
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t *testing.T, configure ...func(*apiserver.Options)) *site {
 	t.Helper()
 	server := testkit.API(t)
 	s := &site{server: server, admin: server.Client(t), namespace: server.Namespace(t), address: localAddress(t)}
@@ -89,6 +89,9 @@ func newSite(t *testing.T) *site {
 	options.Authentication.RemoteKubeConfigFile = server.Kubeconfig()
 	options.Authorization.RemoteKubeConfigFile = server.Kubeconfig()
 	options.Handlers = apiserver.Handlers{Port: s.node.port, ClientCertificateDir: dir, AuthorityFile: filepath.Join(dir, "handler-ca.crt")}
+	for _, change := range configure {
+		change(options)
+	}
 	if err := options.Validate(); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/rest"
@@ -89,8 +90,10 @@ func (f *Flags) Connect() (*Cluster, error) {
 		return nil, fmt.Errorf("read namespace: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := v1alpha2.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("bug: build scheme: %w", err)
+	for _, add := range []func(*runtime.Scheme) error{v1alpha2.AddToScheme, authenticationv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("bug: build scheme: %w", err)
+		}
 	}
 	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {

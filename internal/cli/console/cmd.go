@@ -24,10 +24,13 @@ func New(flags *access.Flags, streams genericiooptions.IOStreams) *cobra.Command
 
 Press Ctrl+] to leave. While the virtual machine is not running yet, or restarts,
 the command waits and connects again by itself. A console has one user: whoever
-opens it takes it over, and the former one's command ends.
+opens it takes it over, and the former one's command ends. If somebody else holds it,
+the command asks first: y takes it over, n (or Enter) leaves it, w waits until it is
+free. --force takes it without a question; so does a command whose input is no
+terminal, with a warning.
 
 Standard output has what the guest prints and nothing else; what the command itself
-has to say goes to standard error. Exit codes: 0 after Ctrl+] or a take-over, 130
+has to say goes to standard error. Exit codes: 0 after Ctrl+], a "no" or a take-over, 130
 after a signal, 1 after an error.`,
 		Example: `  # The console of the virtual machine "linux" in the current namespace
   d8 v console linux

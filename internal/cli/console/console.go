@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"time"
 
 	"golang.org/x/term"
@@ -56,6 +55,13 @@ func (o *options) complete(flags *access.Flags, argument string) error {
 }
 
 func (o *options) run(ctx context.Context) error {
+	switch err := o.permission(ctx); {
+	case errors.Is(err, errDeclined):
+		o.screen.say("Left the console of %s to its holder", o.target.Name)
+		return nil
+	case err != nil:
+		return err
+	}
 	restore, err := o.rawTerminal()
 	if err != nil {
 		return err
@@ -306,8 +312,8 @@ func readKeys(ctx context.Context, in io.Reader) <-chan keystroke {
 // rawTerminal switches a terminal to raw mode and returns what undoes it; input
 // that is no terminal is left as it is.
 func (o *options) rawTerminal() (func(), error) {
-	file, ok := o.streams.In.(*os.File)
-	if !ok || !term.IsTerminal(int(file.Fd())) {
+	file, ok := terminal(o.streams.In)
+	if !ok {
 		return func() {}, nil
 	}
 	state, err := term.MakeRaw(int(file.Fd()))
