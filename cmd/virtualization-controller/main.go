@@ -47,6 +47,8 @@ type flags struct {
 	health         string
 	webhookPort    int
 	leaderElection bool
+	// addressRetention is how long a released address stays with its namespace.
+	addressRetention time.Duration
 }
 
 func main() {
@@ -56,6 +58,7 @@ func main() {
 	flag.StringVar(&f.health, "health-address", ":8081", "address to serve /healthz and /readyz on, 0 for none")
 	flag.IntVar(&f.webhookPort, "webhook-port", 9443, "port of the admission webhooks, 0 for none")
 	flag.BoolVar(&f.leaderElection, "leader-election", true, "let only one replica reconcile at a time")
+	flag.DurationVar(&f.addressRetention, "ip-address-lease-retention", address.Retention, "how long a released address stays reserved for its namespace")
 	logs := zap.Options{}
 	logs.BindFlags(flag.CommandLine)
 	show := flag.Bool("version", false, "print the version and exit")
@@ -172,7 +175,7 @@ func controllers(ctx context.Context, m ctrl.Manager, keeper *certificates.Keepe
 		{"certificates", func() error { return keeper.Add(m) }},
 		{"machines", func() error { return vm.Setup(ctx, m, p) }},
 		{"operations", func() error { return operation.Setup(ctx, m) }},
-		{"addresses", func() error { return address.Setup(ctx, m) }},
+		{"addresses", func() error { return address.Setup(ctx, m, f.addressRetention) }},
 		{"classes", func() error { return class.Setup(ctx, m) }},
 		{"disks", func() error { return disk.Setup(ctx, m, p) }},
 		{"images", func() error { return image.Setup(ctx, m, p) }},

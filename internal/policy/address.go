@@ -30,14 +30,15 @@ func LeaseName(address netip.Addr) string {
 	return "ip-" + strings.ReplaceAll(address.String(), ".", "-")
 }
 
-// LeasedAddress reads the address from a lease's name.
+// LeasedAddress reads the address from a lease's name. Only the one name that
+// LeaseName gives an address counts: a second one would be a second lock.
 func LeasedAddress(name string) (netip.Addr, bool) {
 	text, found := strings.CutPrefix(name, "ip-")
 	if !found {
 		return netip.Addr{}, false
 	}
 	a, err := netip.ParseAddr(strings.ReplaceAll(text, "-", "."))
-	return a, err == nil && a.Is4()
+	return a, err == nil && a.Is4() && LeaseName(a) == name
 }
 
 func number(a netip.Addr) uint32 {

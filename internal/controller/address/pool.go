@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -16,8 +17,10 @@ type Pool struct {
 	ranges []addressRange
 	// taken are the leased addresses, kept to refill ranges when they change.
 	taken map[netip.Addr]bool
-	// promised are candidates already handed out but not leased yet.
+	// promised are candidates already handed out but not leased yet; promises is the
+	// same by who was promised.
 	promised map[netip.Addr]string
+	promises map[string]netip.Addr
 }
 
 type addressRange struct {
@@ -25,11 +28,13 @@ type addressRange struct {
 	base   uint32
 	size   uint32
 	used   []uint64
+	// full is a word before which no bit is free: the search begins there.
+	full uint32
 }
 
 // NewPool returns a pool without ranges.
 func NewPool() *Pool {
-	return &Pool{taken: map[netip.Addr]bool{}, promised: map[netip.Addr]string{}}
+	return &Pool{taken: map[netip.Addr]bool{}, promised: map[netip.Addr]string{}, promises: map[string]netip.Addr{}}
 }
 
 // SetRanges replaces the ranges, in order of preference.
@@ -46,13 +51,19 @@ func (p *Pool) SetRanges(prefixes []netip.Prefix) {
 			continue
 		}
 		size := uint32(1) << (32 - prefix.Bits())
-		p.ranges = append(p.ranges, addressRange{prefix: prefix, base: number(prefix.Addr()), size: size,
-			used: make([]uint64, (size+63)/64)})
+		r := addressRange{prefix: prefix, base: number(prefix.Addr()), size: size, used: make([]uint64, (size+63)/64)}
+		if first, _, _ := r.hosts(); first > 0 {
+			r.used[0] = 1<<first - 1
+		}
+		p.ranges = append(p.ranges, r)
 	}
 	for address := range p.taken {
 		p.mark(address, true)
 	}
 	for address := range p.promised {
+		if !p.contains(address) {
+			p.forget(address)
+		}
 		p.mark(address, true)
 	}
 }
@@ -61,7 +72,11 @@ func (p *Pool) SetRanges(prefixes []netip.Prefix) {
 func (p *Pool) Take(address netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.promised, address)
+	p.take(address)
+}
+
+func (p *Pool) take(address netip.Addr) {
+	p.forget(address)
 	p.taken[address] = true
 	p.mark(address, true)
 }
@@ -76,21 +91,46 @@ func (p *Pool) Free(address netip.Addr) {
 	}
 }
 
+// Candidate is what the cluster says about an address that the pool thinks free.
+type Candidate int
+
+// The candidates. Leased ones are marked, so that nobody is offered them again;
+// Reserved ones are only passed over this time.
+const (
+	Available Candidate = iota
+	Leased
+	Reserved
+)
+
 // Promise returns the lowest free address and keeps it for who asks; asking again
-// returns the same one until it is taken or broken. ok is false when all are taken.
-func (p *Pool) Promise(who string) (address netip.Addr, ok bool) {
+// returns the same one until it is taken or broken. Every address is shown to look
+// first, because the pool learns of leases a little later than the cache it follows.
+// ok is false when all are taken.
+func (p *Pool) Promise(who string, look func(netip.Addr) Candidate) (address netip.Addr, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for a, holder := range p.promised {
-		if holder == who {
-			return a, true
-		}
+	if a, ok := p.promises[who]; ok {
+		return a, true
 	}
 	for i := range p.ranges {
-		if a, ok := p.ranges[i].lowestFree(); ok {
-			p.promised[a] = who
-			p.mark(a, true)
-			return a, true
+		r := &p.ranges[i]
+		first, last, any := r.hosts()
+		for any {
+			n, ok := r.lowestFree(first, last)
+			if !ok {
+				break
+			}
+			a := fromNumber(r.base + n)
+			switch look(a) {
+			case Leased:
+				p.take(a)
+			case Available:
+				p.promised[a], p.promises[who] = who, a
+				p.mark(a, true)
+				return a, true
+			case Reserved:
+			}
+			first = n + 1
 		}
 	}
 	return netip.Addr{}, false
@@ -100,12 +140,22 @@ func (p *Pool) Promise(who string) (address netip.Addr, ok bool) {
 func (p *Pool) Break(who string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for a, holder := range p.promised {
-		if holder == who {
-			delete(p.promised, a)
-			p.mark(a, p.taken[a])
-		}
+	if a, ok := p.promises[who]; ok {
+		p.forget(a)
+		p.mark(a, p.taken[a])
 	}
+}
+
+// forget drops the promise of an address, if there is one.
+func (p *Pool) forget(address netip.Addr) {
+	if who, ok := p.promised[address]; ok {
+		delete(p.promised, address)
+		delete(p.promises, who)
+	}
+}
+
+func (p *Pool) contains(address netip.Addr) bool {
+	return slices.ContainsFunc(p.ranges, func(r addressRange) bool { return r.prefix.Contains(address) })
 }
 
 func (p *Pool) mark(address netip.Addr, used bool) {
@@ -119,33 +169,36 @@ func (p *Pool) mark(address netip.Addr, used bool) {
 			r.used[n/64] |= 1 << (n % 64)
 		} else {
 			r.used[n/64] &^= 1 << (n % 64)
+			r.full = min(r.full, n/64)
 		}
 	}
 }
 
-// lowestFree skips the network's own address, the guests' router after it and the
-// broadcast address (policy.UsableAddress says the same of one address).
-func (r *addressRange) lowestFree() (netip.Addr, bool) {
-	first, last := uint32(2), r.size-2
-	switch r.size {
-	case 1:
-		first, last = 0, 0
-	case 2:
-		return netip.Addr{}, false
+// hosts are the first and the last number that may be given out: neither the
+// network's own address, nor the guests' router after it, nor the broadcast address
+// (policy.UsableAddress says the same of one address). any is false if none may.
+func (r *addressRange) hosts() (first, last uint32, any bool) {
+	if r.size == 1 {
+		return 0, 0, true
 	}
-	for n := first; n <= last; {
+	return 2, r.size - 2, r.size > 3
+}
+
+// lowestFree finds the lowest unmarked number from first to last.
+func (r *addressRange) lowestFree(first, last uint32) (uint32, bool) {
+	for r.full < uint32(len(r.used)) && r.used[r.full] == ^uint64(0) {
+		r.full++
+	}
+	for n := max(first, r.full*64); n <= last; {
 		word := r.used[n/64] | (1<<(n%64) - 1)
 		if word == ^uint64(0) {
 			n = (n/64 + 1) * 64
 			continue
 		}
 		n = n/64*64 + uint32(bits.TrailingZeros64(^word))
-		if n > last {
-			break
-		}
-		return fromNumber(r.base + n), true
+		return n, n <= last
 	}
-	return netip.Addr{}, false
+	return 0, false
 }
 
 func samePrefixes(ranges []addressRange, prefixes []netip.Prefix) bool {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/events"
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
+	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/plan"
 	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
@@ -26,10 +28,14 @@ const fieldOwner = "virtualization-address"
 
 // Options are what the reconcilers need.
 type Options struct {
-	Client   client.Client
+	Client client.Client
+	// Reader reads past the cache.
+	Reader   client.Reader
 	Recorder events.EventRecorder
 	Clock    clock.PassiveClock
 	Pool     *Pool
+	// Retention is how long a released address stays with its namespace.
+	Retention time.Duration
 }
 
 // Claims reconciles VirtualMachineIPAddresses.
@@ -40,6 +46,7 @@ type Leases struct{ Options }
 
 // +kubebuilder:rbac:groups=deckhouse.io,resources=moduleconfigs,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+// +kubebuilder:rbac:groups=internal.virtualization.deckhouse.io,resources=instances,verbs=get;list;watch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineipaddresses,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineipaddresses/status,verbs=patch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineipaddressleases,verbs=get;list;watch;create;patch;delete
@@ -63,13 +70,18 @@ func (r *Claims) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	if w.user != nil {
+		if added, err := steps.EnsureFinalizer(ctx, r.Client, claim, v1alpha2.FinalizerVirtualMachineIPAddressProtection); added || err != nil {
+			return steps.Result(nil, nil, err)
+		}
+	}
 	d := steps.Decide(w, claimSteps...)
 	errs := steps.Perform(ctx, r.Client, fieldOwner, d)
 	after := claim.DeepCopy()
 	after.Status = claimStatus(w, d, errs)
 	err = steps.PatchStatus(ctx, r.Client, claim, after)
 	if err == nil {
-		steps.Emit(r.Recorder, claim, steps.Transitions(claim.Status.Conditions, after.Status.Conditions, d))
+		steps.Emit(r.Recorder, claim, claimEvents(claim, after, d))
 	}
 	return steps.Result(d, errs, err)
 }
@@ -93,8 +105,9 @@ func (r *Claims) observe(ctx context.Context, claim *v1alpha2.VirtualMachineIPAd
 	return w, nil
 }
 
-// observeUser finds the machine that uses a claim: the one that already does, else
-// the oldest that names it or that it was made for.
+// observeUser finds the machine that uses a claim: the one whose process may have the
+// address, else the one that already does, else the oldest that names it or that it
+// was made for.
 func (r *Claims) observeUser(ctx context.Context, w *claimWorld) error {
 	list := &v1alpha2.VirtualMachineList{}
 	err := r.Client.List(ctx, list, client.InNamespace(w.claim.Namespace), client.MatchingFields{machinesByClaim: w.claim.Name})
@@ -110,12 +123,31 @@ func (r *Claims) observeUser(ctx context.Context, w *claimWorld) error {
 			w.user = vm
 		}
 	}
+	if w.claim.Status.Address == "" {
+		return nil
+	}
+	instances := &v1alpha1.InstanceList{}
+	err = r.Client.List(ctx, instances, client.InNamespace(w.claim.Namespace), client.MatchingFields{processesByAddress: w.claim.Status.Address})
+	if err != nil {
+		return fmt.Errorf("list processes with address %s: %w", w.claim.Status.Address, err)
+	}
+	for i := range instances.Items {
+		w.processes = append(w.processes, &instances.Items[i])
+		vm := &v1alpha2.VirtualMachine{}
+		err := r.Client.Get(ctx, client.ObjectKey{Namespace: w.claim.Namespace, Name: instances.Items[i].Spec.VirtualMachine.Name}, vm)
+		if client.IgnoreNotFound(err) != nil {
+			return err
+		}
+		if err == nil {
+			w.user = vm
+		}
+	}
 	return nil
 }
 
 // observeLeases finds the wanted address and its lease. An Auto claim keeps the
 // address it has; one without, or whose candidate somebody else was faster to lease,
-// gets the lowest free one.
+// inherits one or gets the lowest free one.
 func (r *Claims) observeLeases(ctx context.Context, w *claimWorld) error {
 	mine := &v1alpha2.VirtualMachineIPAddressLeaseList{}
 	err := r.Client.List(ctx, mine, client.MatchingFields{leasesByClaim: w.claim.Namespace + "/" + w.claim.Name})
@@ -134,7 +166,10 @@ func (r *Claims) observeLeases(ctx context.Context, w *claimWorld) error {
 	if !w.wanted.IsValid() {
 		return nil
 	}
-	w.lease, err = r.leaseOf(ctx, w.wanted)
+	if w.lease, err = r.leaseOf(ctx, w.wanted); err != nil || w.lease != nil {
+		return err
+	}
+	w.rival, err = r.rivalOf(ctx, w.claim, w.wanted)
 	return err
 }
 
@@ -147,14 +182,8 @@ func (r *Claims) wanted(ctx context.Context, w *claimWorld, mine []v1alpha2.Virt
 		return a, nil
 	}
 	if a, err := netip.ParseAddr(w.claim.Status.Address); err == nil {
-		lease, err := r.leaseOf(ctx, a)
-		switch {
-		case err != nil:
-			return netip.Addr{}, err
-		case lease == nil && policy.UsableAddress(a, w.ranges), lease != nil && (w.mine(lease) || w.adoptable(lease)):
-			return a, nil
-		case lease != nil:
-			r.Pool.Take(a)
+		if kept, err := r.keeps(ctx, w, a); err != nil || kept {
+			return a, err
 		}
 	}
 	for _, l := range mine {
@@ -165,11 +194,86 @@ func (r *Claims) wanted(ctx context.Context, w *claimWorld, mine []v1alpha2.Virt
 	if w.deleting() {
 		return netip.Addr{}, nil
 	}
-	a, ok := r.Pool.Promise(client.ObjectKeyFromObject(w.claim).String())
-	if !ok {
-		return netip.Addr{}, nil
+	if a, err := r.inherited(ctx, w, leasesByHeir, w.claim.Namespace+"/"+heir(w.claim)); err != nil || a.IsValid() {
+		return a, err
 	}
-	return a, nil
+	var failed error
+	a, ok := r.Pool.Promise(client.ObjectKeyFromObject(w.claim).String(), func(a netip.Addr) Candidate {
+		candidate, err := r.look(ctx, w.claim, a)
+		if err != nil {
+			failed = err
+		}
+		return candidate
+	})
+	if failed != nil || ok {
+		return a, failed
+	}
+	// Nothing is free, but something may be kept for this very namespace.
+	return r.inherited(ctx, w, leasesByNamespace, w.claim.Namespace)
+}
+
+// keeps says whether an Auto claim goes on wanting the address it has in its status.
+func (r *Claims) keeps(ctx context.Context, w *claimWorld, a netip.Addr) (bool, error) {
+	lease, err := r.leaseOf(ctx, a)
+	if err != nil {
+		return false, err
+	}
+	if lease != nil {
+		return w.mine(lease) || w.adoptable(lease), nil
+	}
+	if !policy.UsableAddress(a, w.ranges) {
+		return false, nil
+	}
+	rival, err := r.rivalOf(ctx, w.claim, a)
+	return rival == nil || settled(w.claim), err
+}
+
+// look tells the pool what the cluster says about an address.
+func (r *Claims) look(ctx context.Context, claim *v1alpha2.VirtualMachineIPAddress, a netip.Addr) (Candidate, error) {
+	lease, err := r.leaseOf(ctx, a)
+	if err != nil {
+		return Reserved, err
+	}
+	if lease != nil {
+		return Leased, nil
+	}
+	rival, err := r.rivalOf(ctx, claim, a)
+	if err != nil || rival != nil {
+		return Reserved, err
+	}
+	return Available, nil
+}
+
+// inherited is the address of a released lease found by an index, invalid if there
+// is none.
+func (r *Claims) inherited(ctx context.Context, w *claimWorld, index, key string) (netip.Addr, error) {
+	list := &v1alpha2.VirtualMachineIPAddressLeaseList{}
+	if err := r.Client.List(ctx, list, client.MatchingFields{index: key}); err != nil {
+		return netip.Addr{}, fmt.Errorf("list released leases: %w", err)
+	}
+	var found netip.Addr
+	for i := range list.Items {
+		a, ok := policy.LeasedAddress(list.Items[i].Name)
+		if ok && w.adoptable(&list.Items[i]) && policy.UsableAddress(a, w.ranges) && (!found.IsValid() || a.Less(found)) {
+			found = a
+		}
+	}
+	return found, nil
+}
+
+// rivalOf is another claim that remembers to hold an address whose lease is missing.
+func (r *Claims) rivalOf(ctx context.Context, claim *v1alpha2.VirtualMachineIPAddress, a netip.Addr) (*v1alpha2.VirtualMachineIPAddress, error) {
+	list := &v1alpha2.VirtualMachineIPAddressList{}
+	if err := r.Client.List(ctx, list, client.MatchingFields{claimsByAddress: a.String()}); err != nil {
+		return nil, fmt.Errorf("list claims of address %s: %w", a, err)
+	}
+	for i := range list.Items {
+		other := &list.Items[i]
+		if other.UID != claim.UID && settled(other) && other.Status.Address == a.String() {
+			return other, nil
+		}
+	}
+	return nil, nil
 }
 
 func (r *Claims) leaseOf(ctx context.Context, a netip.Addr) (*v1alpha2.VirtualMachineIPAddressLease, error) {
@@ -196,22 +300,40 @@ func (r *Leases) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Resu
 	if added, err := steps.EnsureFinalizer(ctx, r.Client, lease, v1alpha2.FinalizerVirtualMachineIPAddressLeaseCleanup); added || err != nil {
 		return steps.Result(nil, nil, err)
 	}
-	w := &leaseWorld{now: r.Clock.Now(), lease: lease}
+	w := &leaseWorld{now: r.Clock.Now(), retention: r.Retention, lease: lease}
+	var err error
 	if ref := lease.Spec.VirtualMachineIPAddressRef; ref != nil && ref.Name != "" {
-		claim := &v1alpha2.VirtualMachineIPAddress{}
-		err := r.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, claim)
-		if client.IgnoreNotFound(err) != nil {
+		if w.claim, err = r.claimOf(ctx, ref); err != nil {
 			return ctrl.Result{}, err
-		}
-		if err == nil {
-			w.claim = claim
 		}
 	}
 	d := steps.Decide(w, leaseSteps...)
 	errs := steps.Perform(ctx, r.Client, fieldOwner, d)
 	after := lease.DeepCopy()
 	after.Status = leaseStatus(w, d, errs)
-	return steps.Result(d, errs, steps.PatchStatus(ctx, r.Client, lease, after))
+	err = steps.PatchStatus(ctx, r.Client, lease, after)
+	if err == nil {
+		steps.Emit(r.Recorder, lease, leaseEvents(lease, after, d, errs))
+	}
+	return steps.Result(d, errs, err)
+}
+
+// claimOf reads the claim a lease names, nil if there is none. That it is gone is
+// asked of the API server itself: after a start, the cache of leases may be ahead of
+// the cache of claims.
+func (r *Leases) claimOf(ctx context.Context, ref *v1alpha2.VirtualMachineIPAddressLeaseIPAddressRef) (*v1alpha2.VirtualMachineIPAddress, error) {
+	key := client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
+	for _, reader := range []client.Reader{r.Client, r.Reader} {
+		claim := &v1alpha2.VirtualMachineIPAddress{}
+		err := reader.Get(ctx, key, claim)
+		if err == nil {
+			return claim, nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("get claim %s: %w", key, err)
+		}
+	}
+	return nil, nil
 }
 
 // claimNames are the claims a machine uses: the one it names or the one made for it.

@@ -148,7 +148,7 @@ func (s *theatre) play(guest func(*v1alpha1.Instance)) {
 	}
 	for i := range addresses.Items {
 		if a := &addresses.Items[i]; a.Status.Address == "" {
-			a.Status = v1alpha2.VirtualMachineIPAddressStatus{Phase: v1alpha2.VirtualMachineIPAddressBound, Address: "10.66.10.2"}
+			a.Status = v1alpha2.VirtualMachineIPAddressStatus{Phase: v1alpha2.VirtualMachineIPAddressAttached, Address: "10.66.10.2", VirtualMachineName: "m"}
 			_ = s.client.Status().Update(ctx, a)
 		}
 	}

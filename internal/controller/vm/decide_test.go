@@ -34,7 +34,7 @@ func calm(changes ...func(*world)) *world {
 	disk.object.Annotations = map[string]string{policy.HolderAnnotation: policy.Holder(vm)}
 	class := testkit.Class("generic").Ready().Object()
 	address := testkit.Address("a-x")
-	address.Status = v1alpha2.VirtualMachineIPAddressStatus{Phase: v1alpha2.VirtualMachineIPAddressBound, Address: "10.66.10.2"}
+	address.Status = v1alpha2.VirtualMachineIPAddressStatus{Phase: v1alpha2.VirtualMachineIPAddressAttached, Address: "10.66.10.2", VirtualMachineName: "a"}
 	w := &world{now: noon, vm: vm, class: class, address: address, userData: []byte("#cloud-config\n"),
 		cidrs: []netip.Prefix{netip.MustParsePrefix("10.66.10.0/24")}, act: &actor{}}
 	w.disks, w.held = append(w.disks, disk), append(w.held, disk.object)

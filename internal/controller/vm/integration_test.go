@@ -85,7 +85,7 @@ func (s *stage) controllers(api *testkit.Server) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	err = errors.Join(Setup(ctx, m, settings.Platform{LauncherImage: "launcher", ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local"}),
-		operation.Setup(ctx, m), addresses.Setup(ctx, m), classes.Setup(ctx, m))
+		operation.Setup(ctx, m), addresses.Setup(ctx, m, addresses.Retention), classes.Setup(ctx, m))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 			return some(o.(*v1alpha2.VirtualMachine).Spec.VirtualMachineClassName)
 		}},
 		{&v1alpha2.VirtualMachine{}, machinesByAddress, func(o client.Object) []string {
-			return some(o.(*v1alpha2.VirtualMachine).Spec.VirtualMachineIPAddressName)
+			return some(claimName(o.(*v1alpha2.VirtualMachine)))
 		}},
 		{&v1alpha2.VirtualMachine{}, machinesBySecret, func(o client.Object) []string {
 			vm := o.(*v1alpha2.VirtualMachine)

@@ -24,10 +24,7 @@ func status(w *world, d steps.Decision, errs steps.Errors) v1alpha2.VirtualMachi
 	s.Conditions = steps.Conditions(s.Conditions, d, errs, w.vm.Generation, w.now)
 	s.Phase = phase(w, s.Instance)
 	s.NodeName = nodeName(w)
-	s.VirtualMachineIPAddressName, s.IPAddress = "", ""
-	if w.address != nil {
-		s.VirtualMachineIPAddressName, s.IPAddress = w.address.Name, w.address.Status.Address
-	}
+	s.VirtualMachineIPAddressName, s.IPAddress = shownAddress(w)
 	s.BlockDeviceRefs = blockDeviceRefs(w)
 	s.RestartAwaitingChanges = w.changes()
 	s.VirtualMachinePods = pods(w)
@@ -194,6 +191,21 @@ func podOverhead(w *world) *resource.Quantity {
 	q := w.pod.Spec.Containers[0].Resources.Limits[corev1.ResourceMemory].DeepCopy()
 	q.Sub(w.instance.Spec.Machine.Memory.Size)
 	return &q
+}
+
+// shownAddress is the claim and the address of the running process, which keeps its
+// own when another claim is named meanwhile; else those of the claim in use.
+func shownAddress(w *world) (claim, address string) {
+	if w.address != nil {
+		claim, address = w.address.Name, w.address.Status.Address
+	}
+	if !w.live() || w.instance == nil || w.instance.Spec.Network == nil {
+		return claim, address
+	}
+	if own := w.instance.Spec.Network.Address; own != address {
+		return w.vm.Status.VirtualMachineIPAddressName, own
+	}
+	return claim, address
 }
 
 func networks(w *world) []v1alpha2.NetworksStatus {

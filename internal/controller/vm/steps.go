@@ -3,6 +3,7 @@ package vm
 import (
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -67,9 +68,17 @@ func address(w *world) (steps.Outcome, steps.Act) {
 		return steps.Failed(v1alpha2.MachineReasonVirtualMachineIPAddressNotAvailable,
 			"VirtualMachineIPAddress %s is used by VirtualMachine %s", name, w.address.Status.VirtualMachineName), nil
 	case !w.addressReady():
-		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s has no address yet", name), nil
+		return steps.Waiting(v1alpha2.MachineReasonVirtualMachineIPAddressNotReady, "VirtualMachineIPAddress %s is not ready: %s", name, addressState(w.address)), nil
 	}
 	return steps.Done(v1alpha2.MachineReasonVirtualMachineIPAddressReady, "VirtualMachineIPAddress %s holds address %s", name, w.address.Status.Address), nil
+}
+
+// addressState is what a claim says about itself.
+func addressState(a *v1alpha2.VirtualMachineIPAddress) string {
+	if c := meta.FindStatusCondition(a.Status.Conditions, v1alpha2.AddressConditionBound); c != nil && c.Status != metav1.ConditionTrue && c.Message != "" {
+		return c.Message
+	}
+	return "It is not attached yet"
 }
 
 func autoAddress(vm *v1alpha2.VirtualMachine, name string) *v1alpha2.VirtualMachineIPAddress {

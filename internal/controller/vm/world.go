@@ -126,9 +126,12 @@ func (w *world) classReady() bool {
 	return w.class != nil && w.class.DeletionTimestamp == nil && w.class.Status.Phase == v1alpha2.VirtualMachineClassReady
 }
 
+// addressReady is true when the claim says itself that it is this machine's: two
+// machines that name one claim may both have seen it without a user. A claim that is
+// being deleted stays as long as its user.
 func (w *world) addressReady() bool {
 	a := w.address
-	if a == nil || a.Status.Address == "" || a.DeletionTimestamp != nil || w.addressTaken() {
+	if a == nil || a.Status.Address == "" || a.Status.VirtualMachineName != w.vm.Name {
 		return false
 	}
 	return a.Status.Phase == v1alpha2.VirtualMachineIPAddressBound || a.Status.Phase == v1alpha2.VirtualMachineIPAddressAttached
@@ -141,10 +144,14 @@ func (w *world) addressTaken() bool {
 
 // addressName is the claim in use: the one the user named or the one made for the machine.
 func (w *world) addressName() string {
-	if name := w.vm.Spec.VirtualMachineIPAddressName; name != "" {
+	return claimName(w.vm)
+}
+
+func claimName(vm *v1alpha2.VirtualMachine) string {
+	if name := vm.Spec.VirtualMachineIPAddressName; name != "" {
 		return name
 	}
-	return plan.AddressName(w.vm.Name, w.vm.UID)
+	return plan.AddressName(vm.Name, vm.UID)
 }
 
 // disksReady is true when every disk is usable or bindable and held by this machine.
