@@ -59,12 +59,12 @@ type (
 	// GuestStarted follows the first `cont`.
 	GuestStarted struct {
 		Version string
-		Disks   []v1alpha1.DiskStatus
+		Devices []Device
 	}
 	// GuestAwaited follows the start of a process that waits for a migration.
 	GuestAwaited struct {
 		Version string
-		Disks   []v1alpha1.DiskStatus
+		Devices []Device
 	}
 	// MigrationChanged is QEMU's word on a migration, in either direction.
 	MigrationChanged struct{ Status qmp.MigrationStatus }
@@ -141,7 +141,7 @@ type (
 		Token        Token
 		Kind         CommandKind
 		RebootAction v1alpha1.RebootAction
-		Disk         string
+		Disk, Node   string
 		Bytes        int64
 	}
 	// QueryStatus asks QEMU for its run state and comes back as StatusRead.

@@ -109,30 +109,46 @@ func (in *inputs) disks(start wire.Start, received []*os.File, c Config) error {
 	return nil
 }
 
-// disk takes the descriptors of one disk. All must suit the guest's right to write,
-// and a writable one must bypass the page cache, or a migration could read stale data.
+// Types of descriptors that disks may have.
+const (
+	regularFile uint32 = unix.S_IFREG
+	blockDevice uint32 = unix.S_IFBLK
+)
+
+// disk takes the descriptors of one disk of a start.
 func (in *inputs) disk(d v1alpha1.Disk, given wire.StartDisk, received []*os.File) (qemu.Backing, error) {
-	var backing qemu.Backing
-	if len(given.FDs) == 0 {
-		return backing, errors.New("no descriptor")
+	b, files, err := backing(d, given.FDs, received)
+	for _, f := range files {
+		b.FDs = append(b.FDs, in.inherit(f))
 	}
-	for _, index := range given.FDs {
-		f, kind, err := pick(received, index, unix.S_IFREG, unix.S_IFBLK)
+	return b, err
+}
+
+// backing takes the descriptors of one disk. All must suit the guest's right to write,
+// and a writable one must bypass the page cache, or a migration could read stale data.
+func backing(d v1alpha1.Disk, indices []int, received []*os.File) (qemu.Backing, []*os.File, error) {
+	var b qemu.Backing
+	var files []*os.File
+	if len(indices) == 0 {
+		return b, nil, errors.New("no descriptor")
+	}
+	for _, index := range indices {
+		f, kind, err := pick(received, index, regularFile, blockDevice)
 		if err != nil {
-			return backing, err
+			return b, nil, err
 		}
 		flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 		if err != nil {
-			return backing, fmt.Errorf("read flags of descriptor %d: %w", index, err)
+			return b, nil, fmt.Errorf("read flags of descriptor %d: %w", index, err)
 		}
 		if writable := flags&unix.O_ACCMODE == unix.O_RDWR; writable == qemu.ReadOnly(d) {
-			return backing, fmt.Errorf("descriptor %d: writable is %t, the opposite is needed", index, writable)
+			return b, nil, fmt.Errorf("descriptor %d: writable is %t, the opposite is needed", index, writable)
 		}
-		backing.Device = kind == unix.S_IFBLK
-		backing.Buffered = backing.Buffered || flags&unix.O_DIRECT == 0
-		backing.FDs = append(backing.FDs, in.inherit(f))
+		b.Device = kind == blockDevice
+		b.Buffered = b.Buffered || flags&unix.O_DIRECT == 0
+		files = append(files, f)
 	}
-	return backing, nil
+	return b, files, nil
 }
 
 // firstBoot makes the disc in memory, sealed, and opens it for reading only.

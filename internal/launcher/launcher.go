@@ -180,6 +180,8 @@ func (l *loop) do(a Action) {
 		l.recordExit(a.Exit)
 	case Leave:
 		l.leave, l.code = true, a.Code
+	default:
+		l.doPlug(a)
 	}
 }
 
@@ -238,6 +240,8 @@ func event(t Token, r *wire.Request) (Event, error) {
 		var s wire.Resize
 		err := r.Decode(&s)
 		return ResizeRequested{Token: t, Disk: s.Disk, Bytes: s.Bytes}, err
+	case wire.TypeAttach, wire.TypeDetach:
+		return decodePlug(t, r)
 	case wire.TypeBye:
 		return ByeRequested{Token: t}, nil
 	default:

@@ -184,7 +184,7 @@ func (l *loop) quiet(p *process) {
 func (l *loop) converse(p *process, conn net.Conn, start wire.Start) {
 	defer l.quiet(p)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
-	client, started, err := greet(ctx, p, conn, start)
+	client, started, err := l.greet(ctx, p, conn, start)
 	cancel()
 	if client != nil {
 		defer func() { _ = client.Close() }()
@@ -204,7 +204,7 @@ func (l *loop) converse(p *process, conn net.Conn, start wire.Start) {
 }
 
 // greet brings a new process to the point where its guest runs, or may arrive.
-func greet(ctx context.Context, p *process, conn net.Conn, start wire.Start) (*qmp.Client, Event, error) {
+func (l *loop) greet(ctx context.Context, p *process, conn net.Conn, start wire.Start) (*qmp.Client, Event, error) {
 	client, err := qmp.New(ctx, conn)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to QEMU: %w", err)
@@ -215,32 +215,18 @@ func greet(ctx context.Context, p *process, conn net.Conn, start wire.Start) (*q
 			return client, nil, err
 		}
 	}
-	blocks, err := client.QueryBlock(ctx)
+	devices, err := listDevices(ctx, client)
 	if err != nil {
 		return client, nil, err
 	}
 	if start.Incoming {
-		return client, GuestAwaited{Version: client.Version(), Disks: disks(p.machine, blocks)}, nil
+		return client, GuestAwaited{Version: client.Version(), Devices: devices}, nil
 	}
+	l.grow(ctx, client, p.machine, devices)
 	if err := client.Continue(ctx); err != nil {
 		return client, nil, err
 	}
-	return client, GuestStarted{Version: client.Version(), Disks: disks(p.machine, blocks)}, nil
-}
-
-// disks matches the machine's disks with QEMU's.
-func disks(m v1alpha1.Machine, blocks []qmp.Block) []v1alpha1.DiskStatus {
-	var all []v1alpha1.DiskStatus
-	for _, d := range m.Disks {
-		status := v1alpha1.DiskStatus{ID: d.ID}
-		for _, b := range blocks {
-			if b.Inserted != nil && b.Inserted.NodeName == qemu.NodeName(d) {
-				status.Attached, status.Size = true, b.Inserted.Image.VirtualSize
-			}
-		}
-		all = append(all, status)
-	}
-	return all
+	return client, GuestStarted{Version: client.Version(), Devices: devices}, nil
 }
 
 // translate reads a QMP event; most are nobody's business here.
@@ -266,6 +252,8 @@ func translate(e qmp.Event) []Event {
 		return []Event{MigrationChanged{Status: m.Status}, GuestStateChanged{}}
 	case qmp.EventStop, qmp.EventResume, qmp.EventSuspend, qmp.EventWakeup, qmp.EventGuestPanicked:
 		return []Event{GuestStateChanged{}}
+	case qmp.EventDeviceDeleted, qmp.EventUnplugGuestError:
+		return translatePlug(e)
 	default:
 		return nil
 	}
@@ -273,23 +261,19 @@ func translate(e qmp.Event) []Event {
 
 // command runs a monitor command beside the loop.
 func (l *loop) command(c Command) {
-	client, machine := l.monitor()
-	l.group.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
-		defer cancel()
-		l.send(CommandDone{Command: c, Err: execute(ctx, client, machine, c)})
-	})
+	client := l.monitor()
+	l.beside(func(ctx context.Context) Event { return CommandDone{Command: c, Err: execute(ctx, client, c)} })
 }
 
 // monitor is the connected monitor, or nil.
-func (l *loop) monitor() (*qmp.Client, v1alpha1.Machine) {
+func (l *loop) monitor() *qmp.Client {
 	if l.process == nil {
-		return nil, v1alpha1.Machine{}
+		return nil
 	}
-	return l.process.monitor.Load(), l.process.machine
+	return l.process.monitor.Load()
 }
 
-func execute(ctx context.Context, client *qmp.Client, m v1alpha1.Machine, c Command) error {
+func execute(ctx context.Context, client *qmp.Client, c Command) error {
 	if client == nil {
 		return wire.ErrNotRunning
 	}
@@ -303,13 +287,9 @@ func execute(ctx context.Context, client *qmp.Client, m v1alpha1.Machine, c Comm
 	case CommandRebootAction:
 		return client.SetAction(ctx, qmp.Action{Reboot: strings.ToLower(string(c.RebootAction))})
 	case CommandResize:
-		for _, d := range m.Disks {
-			if d.ID == c.Disk {
-				return client.BlockResize(ctx, qemu.NodeName(d), c.Bytes)
-			}
-		}
+		return client.BlockResize(ctx, c.Node, c.Bytes)
 	}
-	return fmt.Errorf("bug: command %s of disk %q", c.Kind, c.Disk)
+	return fmt.Errorf("bug: no way to %s", c.Kind)
 }
 
 // resumeIncoming lets an arrived guest run. QEMU itself would take `cont` at any time,
@@ -326,16 +306,13 @@ func resumeIncoming(ctx context.Context, client *qmp.Client) error {
 }
 
 func (l *loop) queryStatus() {
-	client, _ := l.monitor()
-	l.group.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
-		defer cancel()
+	client := l.monitor()
+	l.beside(func(ctx context.Context) Event {
 		if client == nil {
-			l.send(StatusRead{Err: wire.ErrNotRunning})
-			return
+			return StatusRead{Err: wire.ErrNotRunning}
 		}
 		s, err := client.QueryStatus(ctx)
-		l.send(StatusRead{Status: s.Status, Err: err})
+		return StatusRead{Status: s.Status, Err: err}
 	})
 }
 

@@ -1,7 +1,6 @@
 package launcher
 
 import (
-	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +65,10 @@ type State struct {
 	leaving, left bool
 	// noSpace is the kind of the last I/O error.
 	noSpace bool
+	// devices are the block devices of the living machine; listing and listStale
+	// serialise QueryDevices.
+	devices            []device
+	listing, listStale bool
 	// querying and stale serialise QueryStatus: one in flight, one more if something
 	// changed meanwhile.
 	querying, stale bool
@@ -80,14 +83,18 @@ type State struct {
 // Public is the state as the handler sees it.
 func (s State) Public() wire.State {
 	p := s.public
-	p.Disks = slices.Clone(p.Disks)
+	p.Disks = s.disks()
 	return p
 }
 
 // Deadline is when Tick is due next; zero means never.
 func (s State) Deadline() time.Time {
 	var next time.Time
-	for _, t := range []time.Time{s.killAt, s.pressAt, s.leaveAt} {
+	times := []time.Time{s.killAt, s.pressAt, s.leaveAt}
+	for _, d := range s.devices {
+		times = append(times, d.at)
+	}
+	for _, t := range times {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -143,7 +150,7 @@ func (s State) Next(now time.Time, e Event) (State, []Action) {
 	case Tick:
 		return s.tick(now)
 	default:
-		return s, nil
+		return s.plugNext(now, e)
 	}
 }
 
@@ -164,7 +171,10 @@ func (s State) guestStarted(now time.Time, e GuestStarted) (State, []Action) {
 	if s.stage != starting {
 		return s, nil
 	}
-	s.public.QEMUVersion, s.public.Disks = e.Version, e.Disks
+	s.public.QEMUVersion = e.Version
+	for _, d := range e.Devices {
+		s = s.with(device{Device: d})
+	}
 	actions := []Action{Answer{s.start, nil}}
 	s.start = 0
 	s, more := s.revived(now)
@@ -189,7 +199,10 @@ func (s State) guestAwaited(e GuestAwaited) (State, []Action) {
 		return s, nil
 	}
 	s.stage = awaiting
-	s.public.QEMUVersion, s.public.Disks = e.Version, e.Disks
+	s.public.QEMUVersion = e.Version
+	for _, d := range e.Devices {
+		s = s.with(device{Device: d})
+	}
 	s.public.GuestStatus = string(qmp.StateInMigrate)
 	actions := []Action{Answer{s.start, nil}}
 	s.start = 0
@@ -323,17 +336,17 @@ func (s State) command(t Token, c Command) (State, []Action) {
 }
 
 func (s State) resizeRequested(e ResizeRequested) (State, []Action) {
-	i := slices.IndexFunc(s.public.Disks, func(d v1alpha1.DiskStatus) bool { return d.ID == e.Disk })
+	d, there := s.device(e.Disk)
 	switch {
 	case s.stage != alive:
 		return s, []Action{Answer{e.Token, wire.ErrNotRunning}}
-	case i < 0:
+	case !there || d.step != present:
 		return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeInvalid, "there is no disk %s", e.Disk)}}
-	case e.Bytes < s.public.Disks[i].Size || e.Bytes%512 != 0:
+	case e.Bytes < d.Size || e.Bytes%512 != 0:
 		return s, []Action{Answer{e.Token, wire.Errorf(wire.CodeInvalid,
-			"disk %s cannot be resized from %d to %d bytes", e.Disk, s.public.Disks[i].Size, e.Bytes)}}
+			"disk %s cannot be resized from %d to %d bytes", e.Disk, d.Size, e.Bytes)}}
 	}
-	return s, []Action{Command{Token: e.Token, Kind: CommandResize, Disk: e.Disk, Bytes: e.Bytes}}
+	return s, []Action{Command{Token: e.Token, Kind: CommandResize, Disk: e.Disk, Node: d.Node, Bytes: e.Bytes}}
 }
 
 func (s State) commandDone(now time.Time, e CommandDone) (State, []Action) {
@@ -343,11 +356,9 @@ func (s State) commandDone(now time.Time, e CommandDone) (State, []Action) {
 		case CommandRebootAction:
 			s.public.RebootAction = e.Command.RebootAction
 		case CommandResize:
-			s.public.Disks = slices.Clone(s.public.Disks)
-			for i := range s.public.Disks {
-				if s.public.Disks[i].ID == e.Command.Disk {
-					s.public.Disks[i].Size = e.Command.Bytes
-				}
+			if d, there := s.device(e.Command.Disk); there {
+				d.Size = e.Command.Bytes
+				s = s.with(d)
 			}
 		case CommandResumeIncoming:
 			if s.stage == awaiting {
@@ -471,10 +482,12 @@ func (s State) exited(now time.Time, e Exited) (State, []Action) {
 	}
 	exit := s.exit(now, e)
 	s.stage = gone
+	actions := s.abandon()
+	s.devices = nil
 	s.killAt, s.pressAt = time.Time{}, time.Time{}
 	s.public.Phase, s.public.PauseReason, s.public.GuestStatus = v1alpha1.InstanceStopped, "", ""
 	s.public.Exit = &exit
-	actions := []Action{RecordExit{exit}}
+	actions = append(actions, RecordExit{exit})
 	if s.start != 0 {
 		actions = append(actions, Answer{s.start, wire.Errorf(wire.CodeInternal, "%s", exit.Message)})
 		s.start = 0
@@ -560,5 +573,6 @@ func (s State) tick(now time.Time) (State, []Action) {
 		s.leaveAt = time.Time{}
 		actions = append(actions, Leave{s.code()})
 	}
-	return s, actions
+	s, more := s.plugTick(now)
+	return s, append(actions, more...)
 }

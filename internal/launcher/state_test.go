@@ -31,7 +31,7 @@ func play(events ...launcher.Event) (launcher.State, []launcher.Action) {
 
 var (
 	start   = launcher.StartRequested{Token: 1, UID: "u", Grace: 30 * time.Second}
-	started = launcher.GuestStarted{Version: "10.0.2", Disks: []v1alpha1.DiskStatus{{ID: "vd-root", Attached: true, Size: 1024}}}
+	started = launcher.GuestStarted{Version: "10.0.2", Devices: []launcher.Device{{ID: "vd-root", Node: "node-scsi-0", Size: 1024}}}
 	awaited = launcher.GuestAwaited{Version: "10.0.2"}
 	arrived = launcher.CommandDone{Command: launcher.Command{Token: 5, Kind: launcher.CommandResumeIncoming}}
 	term    = launcher.TerminationRequested{}
@@ -334,6 +334,7 @@ func TestNextIsTotal(t *testing.T) {
 		launcher.StartFailed{Reason: "r"}, launcher.StartFailed{Reason: "r", NoProcess: true}, launcher.MonitorClosed{},
 		launcher.GuestStateChanged{}, launcher.StatusRead{Status: "paused"}, launcher.IOError{NoSpace: true},
 		launcher.CommandDone{Command: launcher.Command{Token: 6, Kind: launcher.CommandRebootAction}}, launcher.Tick{},
+		attach, attached, detach, deleted, released, listed(),
 	}
 	var walk func(s launcher.State, at time.Time, spawned, recorded, depth int)
 	walk = func(s launcher.State, at time.Time, spawned, recorded, depth int) {

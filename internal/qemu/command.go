@@ -13,9 +13,6 @@ import (
 // to a quarter of the guest's memory on top.
 const tcgBufferMiB = 32
 
-// l2CacheBytes bounds the table cache of each qcow2 disk: enough for 64 GiB in use.
-const l2CacheBytes = 8 * mebibyte
-
 // nicDrivers maps interface models to QEMU's drivers.
 var nicDrivers = map[string]string{
 	"virtio":  "virtio-net-pci",
@@ -91,7 +88,7 @@ func (b *builder) fdSet(opaque string, fds ...int) string {
 	for _, fd := range fds {
 		b.add("add-fd", num("fd", fd), num("set", b.fdSets), prop("opaque", opaque))
 	}
-	return fmt.Sprintf("/dev/fdset/%d", b.fdSets)
+	return fdSetName(b.fdSets)
 }
 
 // base is what every machine has, and what the process may not do.
@@ -239,94 +236,6 @@ func (b *builder) extraSATA() int {
 		}
 	}
 	return extra
-}
-
-// disk adds the block nodes of a disk and the device on top.
-func (b *builder) disk(d v1alpha1.Disk) error {
-	backing, ok := b.env.Disks[d.ID]
-	if !ok || len(backing.FDs) == 0 {
-		return fmt.Errorf("disk %s: no descriptor", d.ID)
-	}
-	if backing.Buffered && !ReadOnly(d) {
-		return fmt.Errorf("disk %s: writable, but opened without O_DIRECT", d.ID)
-	}
-	if err := b.blockNodes(d, backing); err != nil {
-		return err
-	}
-	b.add("device", diskDevice(d)...)
-	return nil
-}
-
-// blockNodes adds the file and the format on top of it. Nothing outside the given
-// descriptors is opened: a qcow2 file cannot name a backing file here.
-func (b *builder) blockNodes(d v1alpha1.Disk, backing Backing) error {
-	name, driver := NodeName(d), "file"
-	if backing.Device {
-		driver = "host_device"
-	}
-	cache := map[string]any{"direct": !backing.Buffered, "no-flush": false}
-	readOnly := ReadOnly(d)
-	file := map[string]any{
-		"driver": driver, "node-name": name + "-file", "filename": b.fdSet(d.ID, backing.FDs...),
-		"aio": "threads", "cache": cache, "read-only": readOnly, "auto-read-only": false, "discard": "unmap",
-	}
-	if err := b.addJSON("blockdev", file); err != nil {
-		return err
-	}
-	layer, err := format(d)
-	if err != nil {
-		return err
-	}
-	node := map[string]any{
-		"driver": layer, "node-name": name, "file": name + "-file",
-		"cache": cache, "read-only": readOnly, "auto-read-only": false, "discard": "unmap", "detect-zeroes": "off",
-	}
-	if layer == "qcow2" {
-		node["backing"] = nil
-		node["l2-cache-size"] = l2CacheBytes
-	}
-	return b.addJSON("blockdev", node)
-}
-
-// diskDevice is what the guest sees of a disk. Every kind stops the guest on an I/O
-// error instead of telling it: the cause is ours to repair.
-func diskDevice(d v1alpha1.Disk) []string {
-	kind := "hd"
-	if d.CDROM {
-		kind = "cd"
-	}
-	var device []string
-	switch d.Bus {
-	case "sata":
-		device = []string{"ide-" + kind, "id=" + d.ID, "bus=" + sataPort(d.Slot), "unit=0"}
-	case "virtio":
-		device = []string{"virtio-blk-pci", "id=" + d.ID, "bus=" + rootPort(d.Slot), "addr=0x00"}
-	default:
-		device = []string{"scsi-" + kind, "id=" + d.ID, "bus=scsi.0", "channel=0", "scsi-id=0", num("lun", d.Slot)}
-	}
-	device = append(device, "drive="+NodeName(d))
-	if d.Serial != "" {
-		device = append(device, prop("serial", d.Serial))
-		if d.Bus == "scsi" {
-			device = append(device, prop("device_id", d.Serial))
-		}
-	}
-	if d.BootIndex > 0 {
-		device = append(device, num("bootindex", d.BootIndex))
-	}
-	if !d.CDROM {
-		device = append(device, "write-cache=on")
-	}
-	return append(device, "werror=stop", "rerror=stop")
-}
-
-// sataPort is the bus of a port: six on the chipset's controller, then six on each
-// further one.
-func sataPort(slot int32) string {
-	if slot < portsPerAHCI {
-		return fmt.Sprintf("ide.%d", slot)
-	}
-	return fmt.Sprintf("sata%d.%d", slot/portsPerAHCI, slot%portsPerAHCI)
 }
 
 // nic adds an interface. Offloads that a tap has only on newer host kernels are off,

@@ -127,7 +127,7 @@ func validateCPU(c v1alpha1.CPU) error {
 
 func validateDevices(m v1alpha1.Machine) error {
 	ids, slots := map[string]bool{}, map[string]string{}
-	for _, own := range []string{"scsi", "usb", "tablet", "video", "serial0", "channels", "agent", "rng", "sata1", "sata2"} {
+	for _, own := range []string{"scsi", "usb", "tablet", "video", "serial0", "channels", "agent", "rng", "sata1", "sata2", "kvm"} {
 		ids[own] = true
 	}
 	claim := func(id, bus string, slot, limit int32) error {

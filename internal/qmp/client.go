@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -149,12 +150,18 @@ func (c *Client) Close() error {
 // Execute runs a command with its arguments (a struct or map, or nil) and decodes
 // what it returns into out, unless that is nil.
 func (c *Client) Execute(ctx context.Context, command string, arguments, out any) error {
+	return c.exchange(ctx, command, arguments, nil, out)
+}
+
+// exchange sends one command, with a file's descriptor unless that is nil, and waits
+// for its answer.
+func (c *Client) exchange(ctx context.Context, command string, arguments any, f *os.File, out any) error {
 	id, answer, err := c.expect()
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	defer c.forget(id)
-	if err := c.send(ctx, id, command, arguments); err != nil {
+	if err := c.send(ctx, id, command, arguments, f); err != nil {
 		return err
 	}
 	select {
@@ -186,7 +193,7 @@ func (r response) decode(command string, out any) error {
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, id uint64, command string, arguments any) error {
+func (c *Client) send(ctx context.Context, id uint64, command string, arguments any, f *os.File) error {
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -198,8 +205,7 @@ func (c *Client) send(ctx context.Context, id uint64, command string, arguments 
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	deadline, _ := ctx.Deadline()
-	_ = c.conn.SetWriteDeadline(deadline)
-	if _, err := c.conn.Write(append(line, '\n')); err != nil {
+	if err := writeWithFile(c.conn, append(line, '\n'), f, deadline); err != nil {
 		select {
 		case <-c.done:
 			return fmt.Errorf("%s: %w", command, c.reason())

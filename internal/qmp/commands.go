@@ -129,11 +129,15 @@ func (c *Client) QueryCPUs(ctx context.Context) ([]CPU, error) {
 
 // FDSet is a set of descriptors given to QEMU.
 type FDSet struct {
-	ID  int `json:"fdset-id"`
-	FDs []struct {
-		FD     int    `json:"fd"`
-		Opaque string `json:"opaque"`
-	} `json:"fds"`
+	ID  int     `json:"fdset-id"`
+	FDs []SetFD `json:"fds"`
+}
+
+// SetFD is one descriptor of a set.
+type SetFD struct {
+	FD int `json:"fd"`
+	// Opaque is what was said of it when it was added.
+	Opaque string `json:"opaque"`
 }
 
 // QueryFDSets lists the descriptors QEMU holds in sets.

@@ -147,7 +147,7 @@ func (s *Server) serve(c *Conn) {
 		if err != nil {
 			return
 		}
-		if m.Type != TypeStart {
+		if !takesFiles(m.Type) {
 			CloseFiles(files)
 			files = nil
 		}
