@@ -87,6 +87,7 @@ func (m *memory) hear(now time.Time, s *wire.State) {
 		was = m.launcher.Phase
 	}
 	m.launcher = s
+	m.forgetPlugs()
 	switch {
 	case s.Phase == v1alpha1.InstanceRunning && was != v1alpha1.InstanceRunning:
 		m.runningSince = now
@@ -142,7 +143,7 @@ func decide(m *memory, now time.Time) (act, time.Time) {
 	}
 	var wake time.Time
 	for _, a := range due(m, now) {
-		r := m.retries[a]
+		r := m.retry(a)
 		if r.due(now) {
 			return a, time.Time{}
 		}
@@ -213,7 +214,7 @@ func orders(m *memory) []act {
 	if l.Phase == v1alpha1.InstancePaused && (l.PauseReason == "NoSpace" || l.PauseReason == "IOError") {
 		acts = append(acts, actResume)
 	}
-	return acts
+	return append(acts, plugs(m)...)
 }
 
 func rebootAction(a v1alpha1.RebootAction) v1alpha1.RebootAction {

@@ -188,7 +188,7 @@ func TestStatusOf(t *testing.T) {
 			want: v1alpha1.InstanceStatus{Phase: v1alpha1.InstanceStarting, PodUID: "pod-1", ObservedGeneration: 3},
 		},
 		"the launcher's word": {
-			instance: instance(was(v1alpha1.InstanceStarting)),
+			instance: instance(was(v1alpha1.InstanceStarting), disksOf(v1alpha1.Disk{ID: "vd-root"})),
 			launcher: &wire.State{InstanceUID: "instance-1", Phase: v1alpha1.InstanceRunning, StartTime: &started, QEMUVersion: "10.0.2",
 				Disks: []v1alpha1.DiskStatus{{ID: "vd-root", Attached: true}}},
 			want: v1alpha1.InstanceStatus{Phase: v1alpha1.InstanceRunning, PodUID: "pod-1", ObservedGeneration: 3, QEMUVersion: "10.0.2",

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,6 +157,8 @@ func (f *fake) answer(r *wire.Request) {
 		f.change(func(s *wire.State) { s.Phase, s.PauseReason = v1alpha1.InstanceRunning, "" })
 	case wire.TypeRebootAction:
 		r.Answer(nil, nil)
+	case wire.TypeAttach, wire.TypeDetach:
+		f.plug(r)
 	case wire.TypeBye:
 		r.Answer(nil, nil)
 		close(f.bye)
@@ -192,5 +195,48 @@ func (f *fake) start(r *wire.Request) {
 	f.change(func(st *wire.State) {
 		st.InstanceUID, st.Phase, st.StartTime = s.InstanceUID, v1alpha1.InstanceRunning, &now
 		st.RebootAction, st.QEMUVersion = s.RebootAction, "disk of "+size
+		for _, d := range s.Machine.Disks {
+			st.Disks = append(st.Disks, v1alpha1.DiskStatus{ID: d.ID, Attached: true})
+		}
 	})
+}
+
+// plug changes the disks. The size of an attached one is that of its file; one called
+// vd-stuck is never let go of.
+func (f *fake) plug(r *wire.Request) {
+	var a wire.Attach
+	var d wire.Detach
+	if r.Type == wire.TypeAttach {
+		err := r.Decode(&a)
+		var info os.FileInfo
+		if err == nil {
+			info, err = r.Files[a.FDs[0]].Stat()
+		}
+		if err == nil {
+			f.change(func(s *wire.State) {
+				s.Disks = append(slices.Clone(s.Disks), v1alpha1.DiskStatus{ID: a.Disk.ID, Attached: true, Size: info.Size()})
+			})
+		}
+		wire.CloseFiles(r.Files)
+		r.Answer(nil, err)
+		return
+	}
+	if err := r.Decode(&d); err != nil {
+		r.Answer(nil, err)
+		return
+	}
+	f.change(func(s *wire.State) {
+		disks := slices.Clone(s.Disks)
+		if d.ID == "vd-stuck" {
+			for i := range disks {
+				if disks[i].ID == d.ID {
+					disks[i].Message = "Waiting for the guest"
+				}
+			}
+		} else {
+			disks = slices.DeleteFunc(disks, func(o v1alpha1.DiskStatus) bool { return o.ID == d.ID })
+		}
+		s.Disks = disks
+	})
+	r.Answer(nil, nil)
 }

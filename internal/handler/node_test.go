@@ -227,13 +227,7 @@ func sh(t *testing.T, script string) string {
 // create makes an Instance for the pod, with a disk and an interface.
 func (n *testNode) create(p *pod, name string) *v1alpha1.Instance {
 	n.t.Helper()
-	claim := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: n.namespace, Name: "vd-" + name},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}, VolumeName: "pv-1",
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
-		},
-	}
+	n.bind("vd-"+name, "pv-1")
 	in := &v1alpha1.Instance{
 		ObjectMeta: metav1.ObjectMeta{Namespace: n.namespace, Name: name},
 		Spec: v1alpha1.InstanceSpec{
@@ -243,18 +237,31 @@ func (n *testNode) create(p *pod, name string) *v1alpha1.Instance {
 				Type: "pc-q35-10.0", Accelerator: v1alpha1.AcceleratorTCG, UUID: "5d1c6c4e-0000-4000-8000-000000000001", Hostname: "linux", Firmware: "BIOS",
 				CPU: v1alpha1.CPU{Model: "max", Sockets: 1, CoresPerSocket: 1}, Memory: v1alpha1.Memory{Size: resource.MustParse("256Mi")},
 				Disks: []v1alpha1.Disk{{ID: "vd-root", Bus: "scsi", Source: v1alpha1.VolumeSource{
-					PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimSource{ClaimName: claim.Name, Mode: "Filesystem"}}}},
+					PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimSource{ClaimName: "vd-" + name, Mode: "Filesystem"}}}},
 				Interfaces: []v1alpha1.Interface{{ID: "net0", Model: "virtio", MAC: "02:00:0a:42:0a:05"}},
 			},
 			Network: &v1alpha1.Network{AddressSource: v1alpha1.AddressFromLease, Address: p.address, CIDR: "10.66.10.0/24", Nameservers: []string{"10.222.0.10"}},
 		},
 	}
-	for _, o := range []client.Object{claim, in} {
-		if err := n.client.Create(n.t.Context(), o); err != nil {
-			n.t.Fatal(err)
-		}
+	if err := n.client.Create(n.t.Context(), in); err != nil {
+		n.t.Fatal(err)
 	}
 	return in
+}
+
+// bind makes a claim that is bound to a volume.
+func (n *testNode) bind(claim, volume string) {
+	n.t.Helper()
+	c := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: n.namespace, Name: claim},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}, VolumeName: volume,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+		},
+	}
+	if err := n.client.Create(n.t.Context(), c); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // await waits until the Instance's status satisfies check.

@@ -14,6 +14,7 @@ import (
 	"orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/handler/network"
 	"orlop.dev/orlop/internal/handler/podfs"
+	"orlop.dev/orlop/internal/qemu"
 	"orlop.dev/orlop/internal/wire"
 )
 
@@ -105,12 +106,12 @@ func (n *Node) packDisk(ctx context.Context, p *parcel, in *v1alpha1.Instance, d
 	case d.Source.FirstBoot != nil:
 		return nil // the launcher makes it
 	case d.Source.PersistentVolumeClaim != nil:
-		disk, err := n.openClaim(ctx, in, d)
+		disk, err := n.openVolume(ctx, in, d, qemu.ReadOnly(*d))
 		if err != nil {
 			return err
 		}
 		p.start.Disks = append(p.start.Disks, wire.StartDisk{ID: d.ID, FDs: []int{p.add(disk.File)}})
-		if disk.Buffered && !readOnly(d) {
+		if disk.Buffered && !qemu.ReadOnly(*d) {
 			return errors.New("its file system has no direct I/O, which a writable disk needs")
 		}
 		return nil
@@ -121,9 +122,10 @@ func (n *Node) packDisk(ctx context.Context, p *parcel, in *v1alpha1.Instance, d
 
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get
 
-// openClaim finds the claim's volume in the pod and opens it. The claim is read
-// from the API server itself: it is asked once per start and not worth a cache.
-func (n *Node) openClaim(ctx context.Context, in *v1alpha1.Instance, d *v1alpha1.Disk) (podfs.Disk, error) {
+// openVolume finds the claim's volume in the pod that holds it, the launcher's or an
+// attachment pod, and opens it. The claim is read from the API server itself: it is
+// asked once per start and not worth a cache.
+func (n *Node) openVolume(ctx context.Context, in *v1alpha1.Instance, d *v1alpha1.Disk, readOnly bool) (podfs.Disk, error) {
 	source := d.Source.PersistentVolumeClaim
 	var claim corev1.PersistentVolumeClaim
 	if err := n.Reader.Get(ctx, client.ObjectKey{Namespace: in.Namespace, Name: source.ClaimName}, &claim); err != nil {
@@ -132,13 +134,15 @@ func (n *Node) openClaim(ctx context.Context, in *v1alpha1.Instance, d *v1alpha1
 	if claim.Spec.VolumeName == "" {
 		return podfs.Disk{}, fmt.Errorf("claim %s is not bound", source.ClaimName)
 	}
-	if source.Mode == "Block" {
-		return n.FS.BlockDevice(in.Spec.PodUID, claim.Spec.VolumeName, readOnly(d))
+	pod := in.Spec.PodUID
+	if source.Pod != nil {
+		pod = source.Pod.UID
 	}
-	return n.FS.DiskFile(in.Spec.PodUID, claim.Spec.VolumeName, readOnly(d))
+	if source.Mode == "Block" {
+		return n.FS.BlockDevice(pod, claim.Spec.VolumeName, readOnly)
+	}
+	return n.FS.DiskFile(pod, claim.Spec.VolumeName, readOnly)
 }
-
-func readOnly(d *v1alpha1.Disk) bool { return d.ReadOnly || d.CDROM }
 
 // packInterfaces makes the guest's taps. There is one interface so far.
 func (w *worker) packInterfaces(p *parcel) error {

@@ -36,7 +36,7 @@ func report(s *v1alpha1.InstanceStatus, m *memory, now time.Time) {
 	s.PodUID = m.instance.Spec.PodUID
 	s.ObservedGeneration = m.instance.Generation
 	s.QEMUVersion = l.QEMUVersion
-	s.Disks = l.Disks
+	s.Disks = diskStatuses(m)
 	if l.StartTime != nil {
 		t := metav1.NewTime(l.StartTime.Truncate(time.Second)) // what JSON keeps of it
 		s.StartTime = &t

@@ -36,6 +36,8 @@ type worker struct {
 	// route to the guest has gone.
 	inbox chan *v1alpha1.Instance
 	nudge chan struct{}
+	// poked says that something that disks wait for has happened.
+	poked chan struct{}
 	// podUID is the pod's, for streams.
 	podUID atomic.Pointer[types.UID]
 
@@ -54,6 +56,7 @@ func newWorker(n *Node, in *v1alpha1.Instance) *worker {
 		memory: newMemory(in),
 		inbox:  make(chan *v1alpha1.Instance, 1),
 		nudge:  make(chan struct{}, 1),
+		poked:  make(chan struct{}, 1),
 	}
 	w.podUID.Store(&in.Spec.PodUID)
 	return w
@@ -124,6 +127,8 @@ func (w *worker) wait(ctx context.Context, wake time.Time) {
 		w.heard(s, ok)
 	case <-w.nudge:
 		w.memory.wired = false
+	case <-w.poked:
+		w.memory.hurry()
 	}
 }
 
@@ -166,11 +171,11 @@ func (w *worker) perform(ctx context.Context, a act) {
 	defer cancel()
 	err := w.do(ctx, a)
 	now := w.node.Now()
-	r := w.memory.retries[a]
+	r := w.memory.retry(a)
 	switch {
 	case err == nil:
 		w.memory.problems[a] = ""
-		if a != actResume { // whether that has helped is seen later
+		if a != actResume && !asksGuest(a) { // whether that has helped is seen later
 			r.succeeded()
 		}
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
@@ -198,6 +203,9 @@ func problem(a act, pod string, err error) string {
 	case actWire:
 		return fmt.Sprintf("Cannot connect the guest's network: %v", err)
 	default:
+		if _, _, ok := plugOf(a); ok {
+			return plugFailure(a, err)
+		}
 		return fmt.Sprintf("Cannot %s: %v", a, err)
 	}
 }
@@ -237,6 +245,9 @@ func (w *worker) do(ctx context.Context, a act) error {
 		m.farewell = true
 		return nil
 	default:
+		if _, _, ok := plugOf(a); ok {
+			return w.plug(ctx, a)
+		}
 		return fmt.Errorf("bug: no way to %s", a)
 	}
 }

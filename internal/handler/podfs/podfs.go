@@ -13,6 +13,7 @@ package podfs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strings"
@@ -71,6 +72,20 @@ type Disk struct {
 	File *os.File
 	// Buffered is true if the file system refused O_DIRECT.
 	Buffered bool
+}
+
+// Grown is the size of an open block device, in bytes. A loop device is told first to
+// look at what is below it, which may have grown.
+func (d Disk) Grown() (int64, error) {
+	fd := d.File.Fd()
+	if err := unix.IoctlSetInt(int(fd), unix.LOOP_SET_CAPACITY, 0); err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EINVAL) {
+		return 0, fmt.Errorf("refresh size of device: %w", err)
+	}
+	size, err := d.File.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("read size of device: %w", err)
+	}
+	return size, nil
 }
 
 // DiskFile opens the disk in a file system volume, read-write or read-only.
