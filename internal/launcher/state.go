@@ -363,6 +363,9 @@ func (s State) commandDone(now time.Time, e CommandDone) (State, []Action) {
 		case CommandResumeIncoming:
 			if s.stage == awaiting {
 				s, actions = s.revived(now)
+				var more []Action
+				s, more = s.queryDevices() // a disk may have grown at the source
+				actions = append(actions, more...)
 			}
 		case CommandPowerDown, CommandContinue: // QEMU tells what came of it
 		}

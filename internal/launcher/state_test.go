@@ -210,11 +210,11 @@ func TestActions(t *testing.T) {
 		"only resume-incoming lets an arrived guest run, and once": {
 			[]launcher.Event{start, awaited, launcher.ResumeRequested{Token: 4}, launcher.ResumeIncomingRequested{Token: 5}, arrived, launcher.ResumeIncomingRequested{Token: 6}},
 			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), refused(4, wire.ErrNotRunning),
-				launcher.Command{Token: 5, Kind: launcher.CommandResumeIncoming}, ok(5), ok(6)},
+				launcher.Command{Token: 5, Kind: launcher.CommandResumeIncoming}, launcher.QueryDevices{}, ok(5), ok(6)},
 		},
 		"a shutdown while it arrives reaches the guest": {
 			[]launcher.Event{start, awaited, stop(time.Minute), arrived},
-			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), ok(2), press, ok(5)},
+			[]launcher.Action{launcher.Spawn{Token: 1}, ok(1), ok(2), press, launcher.QueryDevices{}, ok(5)},
 		},
 		"one question about the state at a time, and one more if it changed meanwhile": {
 			[]launcher.Event{start, started, launcher.GuestStateChanged{}, launcher.GuestStateChanged{}, launcher.GuestStateChanged{},
