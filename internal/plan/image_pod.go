@@ -4,6 +4,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"orlop.dev/orlop/api/core/v1alpha2"
 )
 
 // DataPodApp is the value of the label "app" on importing and populating pods.
@@ -35,7 +37,8 @@ type DataPod struct {
 	// ScratchDir gets an emptyDir of at most ScratchLimit bytes; empty for none.
 	ScratchDir   string
 	ScratchLimit int64
-	// Claim is mounted read-write at ClaimDir; empty for none.
+	// Claim is mounted read-write at ClaimDir; empty for none. A pod that writes a volume
+	// carries a finalizer: it must not be forgotten before it is known to have stopped.
 	Claim, ClaimDir string
 	// AnyNode tolerates taints that keep ordinary pods from being scheduled: a volume
 	// that is bound to a node must be filled there.
@@ -114,6 +117,7 @@ func (d DataPod) Pod() *corev1.Pod {
 		})
 	}
 	if d.Claim != "" {
+		pod.Finalizers = []string{v1alpha2.FinalizerPodProtection}
 		mount(&pod.Spec, "target", d.ClaimDir, false, corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: d.Claim},
 		})

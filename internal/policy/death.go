@@ -84,6 +84,27 @@ func endedByKubelet(pod *corev1.Pod) bool {
 	return len(pod.Status.ContainerStatuses) > 0 || pod.Status.Reason != ""
 }
 
+// PodStopped says whether it is proven that a pod writes nothing any more, for pods
+// without an Instance: the kubelet saw all its containers end or ended the pod itself,
+// its node is out of service, or it is being deleted and was never given to a node, and
+// then it never will be. A pod that is restarted in place is none of these.
+func PodStopped(pod *corev1.Pod, node *corev1.Node) bool {
+	if pod.Spec.NodeName == "" {
+		return pod.DeletionTimestamp != nil
+	}
+	return OutOfService(node) || endedByKubelet(pod) || containersEnded(pod)
+}
+
+func containersEnded(pod *corev1.Pod) bool {
+	ended := 0
+	for _, c := range pod.Status.ContainerStatuses {
+		if t := c.State.Terminated; t != nil && t.ContainerID != "" && !t.FinishedAt.IsZero() {
+			ended++
+		}
+	}
+	return ended > 0 && ended == len(pod.Spec.Containers)
+}
+
 func podMessage(pod *corev1.Pod) string {
 	if pod.Status.Message != "" {
 		return pod.Status.Message

@@ -101,6 +101,50 @@ func TestChangeOfPolicy(t *testing.T) {
 	}
 }
 
+func TestPodStopped(t *testing.T) {
+	now := metav1.NewTime(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	pod := func(node string, phase corev1.PodPhase, state *corev1.ContainerState, conditions ...corev1.PodCondition) *corev1.Pod {
+		p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: node, Containers: make([]corev1.Container, 1)}, Status: corev1.PodStatus{Phase: phase, Conditions: conditions}}
+		if state != nil {
+			p.Status.ContainerStatuses = []corev1.ContainerStatus{{State: *state}}
+		}
+		return p
+	}
+	deleted := func(p *corev1.Pod) *corev1.Pod { p.DeletionTimestamp = &now; return p }
+	refused := pod("n", corev1.PodFailed, nil)
+	refused.Status.Reason = "OutOfmemory"
+	collected := corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByPodGC"}
+	cases := map[string]struct {
+		pod  *corev1.Pod
+		node *corev1.Node
+		want bool
+	}{
+		"it runs":                               {pod("n", corev1.PodRunning, &running), nil, false},
+		"a forced deletion is a wish, no proof": {deleted(pod("n", corev1.PodRunning, &running)), nil, false},
+		"an unreachable node proves nothing": {deleted(pod("n", corev1.PodRunning, &running)), &corev1.Node{Spec: corev1.NodeSpec{
+			Taints: []corev1.Taint{{Key: corev1.TaintNodeUnreachable}}}}, false},
+		"its node is out of service": {pod("n", corev1.PodRunning, &running), &corev1.Node{Spec: corev1.NodeSpec{
+			Taints: []corev1.Taint{{Key: corev1.TaintNodeOutOfService}}}}, true},
+		"garbage collection called it failed": {deleted(pod("n", corev1.PodFailed, &running, collected)), nil, false},
+		"the kubelet saw its container end": {pod("n", corev1.PodRunning,
+			&corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ContainerID: "containerd://1", FinishedAt: now}}), nil, true},
+		"the kubelet found no container of a pod it ended": {deleted(pod("n", corev1.PodFailed,
+			&corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "ContainerStatusUnknown"}})), nil, true},
+		"the kubelet refused it":                     {refused, nil, true},
+		"no node yet: it may get one":                {pod("", corev1.PodPending, nil), nil, false},
+		"deleted without a node: it never gets one":  {deleted(pod("", corev1.PodPending, nil)), nil, true},
+		"given to a node that has not said anything": {deleted(pod("n", corev1.PodPending, nil)), nil, false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := PodStopped(c.pod, c.node); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
+
 func TestDeath(t *testing.T) {
 	terminated := func(id string, at metav1.Time, message string) *corev1.Pod {
 		return &corev1.Pod{Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: ComputeContainer,

@@ -94,8 +94,8 @@ type cluster struct {
 	api       client.Client
 	server    *testkit.Server
 	namespace string
-	// hold keeps the stand-in from finishing pods.
-	hold atomic.Bool
+	// hold keeps the stand-in from finishing pods, cut is a kubelet that hears and says nothing.
+	hold, cut atomic.Bool
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -253,6 +253,14 @@ func (c *cluster) bind(ctx context.Context, volume *corev1.PersistentVolume) err
 }
 
 func (c *cluster) pod(ctx context.Context, pod *corev1.Pod) error {
+	switch {
+	case c.cut.Load():
+		return nil
+	case pod.DeletionTimestamp != nil:
+		return c.end(ctx, pod)
+	case pod.Spec.NodeName == "":
+		return c.api.SubResource("binding").Create(ctx, pod, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: "node-1"}})
+	}
 	secret := &corev1.Secret{}
 	if err := c.api.Get(ctx, client.ObjectKeyFromObject(pod), secret); err != nil {
 		return client.IgnoreNotFound(err)
@@ -264,11 +272,28 @@ func (c *cluster) pod(ctx context.Context, pod *corev1.Pod) error {
 	case pod.Status.Phase == corev1.PodRunning && !c.hold.Load():
 		pod.Status.Phase = corev1.PodSucceeded
 		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "importer", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-			Message: `{"format":"qcow2","virtualSize":1073741824,"storedSize":1}`, FinishedAt: metav1.Now()}}}}
+			Message: `{"format":"qcow2","virtualSize":1073741824,"storedSize":1}`, FinishedAt: metav1.Now(), ContainerID: "containerd://1"}}}}
 	default:
 		return nil
 	}
 	return c.api.Status().Update(ctx, pod)
+}
+
+// end is what a kubelet does about a pod that is being deleted: it kills, says so, and
+// takes its own hand off.
+func (c *cluster) end(ctx context.Context, pod *corev1.Pod) error {
+	if pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded {
+		pod.Status.Phase = corev1.PodFailed
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "importer", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			ExitCode: 137, Reason: "Error", FinishedAt: metav1.Now(), ContainerID: "containerd://1"}}}}
+		if err := c.api.Status().Update(ctx, pod); err != nil {
+			return err
+		}
+	}
+	if *pod.DeletionGracePeriodSeconds == 0 {
+		return nil
+	}
+	return c.api.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
 }
 
 func (c *cluster) class(name string, late bool) {

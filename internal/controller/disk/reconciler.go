@@ -67,7 +67,8 @@ func New(o Options) *Reconciler { return &Reconciler{Options: o} }
 // +kubebuilder:rbac:groups="",resources=configmaps,verbs=get
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=persistentvolumes,verbs=get;list;watch;patch
-// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create;delete
+// +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create;delete;patch
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=get;create
 // +kubebuilder:rbac:groups=deckhouse.io,resources=moduleconfigs,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
@@ -232,6 +233,9 @@ func (r *Reconciler) observePods(ctx context.Context, w *world) error {
 		return err
 	}
 	w.pods = pods.Items
+	if err := r.observeNodes(ctx, w); err != nil {
+		return err
+	}
 	pod := w.pod()
 	switch attempt.Judge(pod).State {
 	case attempt.Starting:
@@ -250,6 +254,27 @@ func (r *Reconciler) observePods(ctx context.Context, w *world) error {
 		}
 		w.progress = p
 	case attempt.Missing, attempt.Succeeded, attempt.Failed:
+	}
+	return nil
+}
+
+// observeNodes reads the nodes that may vouch for pods which are on their way out.
+func (r *Reconciler) observeNodes(ctx context.Context, w *world) error {
+	w.nodes = map[string]*corev1.Node{}
+	for i := range w.pods {
+		name := w.pods[i].Spec.NodeName
+		if name == "" || w.pods[i].DeletionTimestamp == nil || w.nodes[name] != nil {
+			continue
+		}
+		node := &corev1.Node{}
+		err := r.Client.Get(ctx, types.NamespacedName{Name: name}, node)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return err
+		default:
+			w.nodes[name] = node
+		}
 	}
 	return nil
 }

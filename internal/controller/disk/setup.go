@@ -5,13 +5,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -19,6 +23,8 @@ import (
 	instancev1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/attempt"
 	"orlop.dev/orlop/internal/dvcr"
+	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
 )
 
@@ -87,6 +93,7 @@ func setup(ctx context.Context, m ctrl.Manager, o Options) error {
 		Watches(&deckhousev1alpha1.ModuleConfig{}, handler.EnqueueRequestsFromMapFunc(r.ofClass)).
 		Watches(&v1alpha2.VirtualMachine{}, handler.EnqueueRequestsFromMapFunc(r.ofMachine)).
 		Watches(&instancev1.Instance{}, handler.EnqueueRequestsFromMapFunc(r.ofInstance)).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.ofNode), builder.WithPredicates(fencing())).
 		Complete(r)
 }
 
@@ -148,6 +155,36 @@ func (r *Reconciler) ofInstance(ctx context.Context, obj client.Object) []reconc
 	var requests []reconcile.Request
 	for _, name := range claimsOf(obj) {
 		requests = append(requests, r.ofClaim(ctx, obj.GetNamespace(), name)...)
+	}
+	return requests
+}
+
+// fencing lets those node updates through by which somebody vouches for its death.
+func fencing() predicate.Predicate {
+	return predicate.Funcs{
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			return policy.OutOfService(e.ObjectOld.(*corev1.Node)) != policy.OutOfService(e.ObjectNew.(*corev1.Node))
+		},
+		DeleteFunc: func(event.DeleteEvent) bool { return false },
+	}
+}
+
+// ofNode wakes the disks whose populating pods are or were on a node.
+func (r *Reconciler) ofNode(ctx context.Context, obj client.Object) []reconcile.Request {
+	if !policy.OutOfService(obj.(*corev1.Node)) {
+		return nil
+	}
+	pods := &corev1.PodList{}
+	if err := r.Client.List(ctx, pods, client.MatchingLabels{"app": plan.DataPodApp}); err != nil {
+		log.FromContext(ctx).Error(err, "cannot list populating pods")
+		return nil
+	}
+	var requests []reconcile.Request
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if owner := metav1.GetControllerOf(p); p.Spec.NodeName == obj.GetName() && owner != nil && owner.Kind == v1alpha2.VirtualDiskKind {
+			requests = append(requests, request(p.Namespace, owner.Name))
+		}
 	}
 	return requests
 }

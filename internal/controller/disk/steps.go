@@ -12,6 +12,7 @@ import (
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/attempt"
 	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/steps"
 )
 
@@ -141,6 +142,8 @@ func fillingOutcome(w *world, next attempt.Step) steps.Outcome {
 	switch {
 	case w.stolen():
 		return stolenOutcome(w)
+	case w.dangling() != nil && next.Move != attempt.GiveUp:
+		return steps.Waiting(v1alpha2.DiskReasonProvisioning.String(), "%s", proofWanted(w.dangling()))
 	case next.Move == attempt.GiveUp:
 		return steps.Failed(v1alpha2.DiskReasonProvisioningFailedTerminally.String(), "%s", record.Failure.Message)
 	case next.Move == attempt.Pausing:
@@ -158,6 +161,15 @@ func fillingOutcome(w *world, next attempt.Step) steps.Outcome {
 		return steps.Waiting(v1alpha2.DiskReasonProvisioning.String(), "Pod %s waits: %s", name, oneLine(verdict.Why))
 	}
 	return steps.Waiting(v1alpha2.DiskReasonProvisioning.String(), "The disk is about to be filled")
+}
+
+// proofWanted says what a pod that is being deleted is kept for.
+func proofWanted(p *corev1.Pod) string {
+	if p.Spec.NodeName == "" {
+		return fmt.Sprintf("Pod %s is being stopped", p.Name)
+	}
+	return fmt.Sprintf("Waiting until pod %s has stopped on node %s, since it may still write the volume; "+
+		"if that node is powered off for good, put the taint node.kubernetes.io/out-of-service on it", p.Name, p.Spec.NodeName)
 }
 
 func pullFailed(v attempt.Verdict) bool {
@@ -196,6 +208,8 @@ func terminating(w *world) (steps.Outcome, steps.Act) {
 		return steps.Absent(), nil
 	case len(w.holders) > 0:
 		return pending("The disk is attached to VirtualMachine %s", strings.Join(w.holders, ", "))
+	case w.dangling() != nil:
+		return pending("%s", proofWanted(w.dangling()))
 	case len(w.pods) > 0:
 		return pending("Pod %s is being stopped", w.pods[0].Name)
 	case w.prime != nil:
@@ -269,19 +283,33 @@ func (w *world) wantsPod() bool {
 	return m == attempt.Start || m == attempt.Watch
 }
 
-// pod makes the populating pod once there is a prime, and removes every pod whose
-// outcome has been recorded or whose attempt is over.
+// pod makes the populating pod once there is a prime and no other can write it, removes
+// every pod whose outcome has been recorded or whose attempt is over, and lets go of
+// one only on proof that it has stopped.
 func pod(w *world) (steps.Outcome, steps.Act) {
 	stage := w.stage()
 	for i := range w.pods {
-		if p := &w.pods[i]; p.DeletionTimestamp == nil && w.obsolete(p, stage) {
+		switch p := &w.pods[i]; {
+		case p.DeletionTimestamp == nil && w.obsolete(p, stage):
 			return steps.Absent(), steps.Delete{Object: p}
+		case p.DeletionTimestamp != nil && w.stopped(p) && (w.obsolete(p, stage) || !w.tells(p)) &&
+			slices.Contains(p.Finalizers, v1alpha2.FinalizerPodProtection):
+			// Of a node that is out of service nobody is left to end the grace period.
+			return steps.Absent(), steps.Delete{Object: p, Finalizer: v1alpha2.FinalizerPodProtection,
+				Now: policy.OutOfService(w.nodes[p.Spec.NodeName])}
 		}
 	}
-	if stage == filling && w.next().Move == attempt.Start && w.prime != nil && w.prime.DeletionTimestamp == nil && !w.stolen() {
+	if stage == filling && w.next().Move == attempt.Start && w.dangling() == nil &&
+		w.prime != nil && w.prime.DeletionTimestamp == nil && !w.stolen() {
 		return steps.Absent(), steps.Create{Object: w.data(nil).Pod()}
 	}
 	return steps.Absent(), nil
+}
+
+// tells reports that a pod still has to say how the present attempt ended.
+func (w *world) tells(p *corev1.Pod) bool {
+	s := attempt.Judge(p).State
+	return p.Name == w.podName() && (s == attempt.Succeeded || s == attempt.Failed)
 }
 
 func (w *world) obsolete(p *corev1.Pod, s stage) bool {
@@ -308,7 +336,7 @@ func config(w *world) (steps.Outcome, steps.Act) {
 
 // handover gives the filled volume to the disk's claim.
 func handover(w *world) (steps.Outcome, steps.Act) {
-	if w.stage() != handing || w.handedOver() != nil || w.stolen() || w.claim == nil {
+	if w.stage() != handing || w.handedOver() != nil || w.stolen() || w.claim == nil || w.dangling() != nil {
 		return steps.Absent(), nil
 	}
 	if volume := w.primed(); volume != nil {

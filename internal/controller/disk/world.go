@@ -13,6 +13,7 @@ import (
 	"orlop.dev/orlop/internal/attempt"
 	"orlop.dev/orlop/internal/importer"
 	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/storageclass"
 )
 
@@ -38,6 +39,8 @@ type world struct {
 	volumes []corev1.PersistentVolume
 	// pods are all populating pods of the disk, of whatever attempt.
 	pods []corev1.Pod
+	// nodes are those of the pods that are being deleted, by name.
+	nodes map[string]*corev1.Node
 	// configMissing: the pod of the current attempt waits for its Secret.
 	configMissing bool
 	// progress is what the running pod answered, or nil.
@@ -180,6 +183,21 @@ func (w *world) pod() *corev1.Pod {
 	name := w.podName()
 	if i := slices.IndexFunc(w.pods, func(p corev1.Pod) bool { return p.Name == name }); i >= 0 {
 		return &w.pods[i]
+	}
+	return nil
+}
+
+// stopped reports that a pod is proven to write nothing any more.
+func (w *world) stopped(p *corev1.Pod) bool { return policy.PodStopped(p, w.nodes[p.Spec.NodeName]) }
+
+// dangling is a pod that may still write the volume although its attempt is over, or
+// that is being deleted, or nil.
+func (w *world) dangling() *corev1.Pod {
+	for i := range w.pods {
+		p := &w.pods[i]
+		if (p.Name != w.podName() || p.DeletionTimestamp != nil) && !w.stopped(p) {
+			return p
+		}
 	}
 	return nil
 }
