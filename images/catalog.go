@@ -77,7 +77,7 @@ var catalog = []Image{
 	ours("vm-route-forge", root),
 	ours("dvcr", ordinaryUser),
 	ours("virt-handler", root),
-	withRoot(ours("virt-launcher", qemuUser), emulator),
+	withRoot(with(ours("virt-launcher", qemuUser), "bin/pause"), emulator), // pause for attachment pods
 	withRoot(ours("dvcr-importer", ordinaryUser), converter),
 	withRoot(ours("orlop-netpol", root), firewall),
 	{
@@ -122,6 +122,12 @@ func ours(name, user string) Image {
 		Entrypoint: []string{"/usr/bin/" + name},
 		User:       user,
 	}
+}
+
+// with adds another program of ours.
+func with(image Image, file string) Image {
+	image.Files = append(image.Files, file)
+	return image
 }
 
 func withRoot(image Image, pick Pick) Image {

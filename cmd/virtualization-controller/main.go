@@ -30,6 +30,7 @@ import (
 	instancev1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/admission"
 	"orlop.dev/orlop/internal/controller/address"
+	"orlop.dev/orlop/internal/controller/attachment"
 	"orlop.dev/orlop/internal/controller/certificates"
 	"orlop.dev/orlop/internal/controller/class"
 	"orlop.dev/orlop/internal/controller/disk"
@@ -174,6 +175,7 @@ func controllers(ctx context.Context, m ctrl.Manager, keeper *certificates.Keepe
 	}{
 		{"certificates", func() error { return keeper.Add(m) }},
 		{"machines", func() error { return vm.Setup(ctx, m, p) }},
+		{"attachments", func() error { return attachment.Setup(ctx, m) }},
 		{"operations", func() error { return operation.Setup(ctx, m) }},
 		{"addresses", func() error { return address.Setup(ctx, m, f.addressRetention) }},
 		{"classes", func() error { return class.Setup(ctx, m) }},

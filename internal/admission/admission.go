@@ -13,15 +13,16 @@ import (
 // Setup registers every webhook with the manager's server.
 func Setup(m ctrl.Manager, platform settings.Platform) error {
 	for name, add := range map[string]func(ctrl.Manager, settings.Platform) error{
-		"VirtualDisk":                  disks,
-		"VirtualImage":                 images,
-		"ClusterVirtualImage":          clusterImages,
-		"VirtualMachine":               machines,
-		"VirtualMachineClass":          classes,
-		"VirtualMachineOperation":      operations,
-		"VirtualMachineIPAddress":      addresses,
-		"VirtualMachineIPAddressLease": leases,
-		"ModuleConfig":                 moduleConfigs,
+		"VirtualDisk":                         disks,
+		"VirtualImage":                        images,
+		"ClusterVirtualImage":                 clusterImages,
+		"VirtualMachine":                      machines,
+		"VirtualMachineClass":                 classes,
+		"VirtualMachineBlockDeviceAttachment": attachments,
+		"VirtualMachineOperation":             operations,
+		"VirtualMachineIPAddress":             addresses,
+		"VirtualMachineIPAddressLease":        leases,
+		"ModuleConfig":                        moduleConfigs,
 	} {
 		if err := add(m, platform); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -146,6 +146,9 @@ func (w *machine) validate(ctx context.Context, before, vm *v1alpha2.VirtualMach
 		}
 		warnings = append(warnings, missing...)
 	}
+	if err := w.devices(ctx, &p, before, vm); err != nil {
+		return nil, err
+	}
 	if err := w.address(ctx, &p, before, vm); err != nil {
 		return nil, err
 	}
@@ -350,18 +353,4 @@ func notBuilt(p *problems, before, vm *v1alpha2.VirtualMachine) {
 	refuse("spec.gpus", len(s.GPUs) > 0, was.GPUs, s.GPUs, "GPU pass-through")
 	additional := len(s.Networks) > 0 && (len(s.Networks) > 1 || s.Networks[0].Type != v1alpha2.NetworkMain)
 	refuse("spec.networks", additional, was.Networks, s.Networks, "a network other than Main")
-	for i, r := range s.BlockDeviceRefs {
-		if r.Kind != v1alpha2.DiskDevice && !lists(was.BlockDeviceRefs, r) {
-			p.add("spec.blockDeviceRefs[%d]: attaching a %s is not supported in this release, make a VirtualDisk from it", i, r.Kind)
-		}
-	}
-}
-
-func lists(refs []v1alpha2.BlockDeviceSpecRef, ref v1alpha2.BlockDeviceSpecRef) bool {
-	for _, r := range refs {
-		if r.Kind == ref.Kind && r.Name == ref.Name {
-			return true
-		}
-	}
-	return false
 }

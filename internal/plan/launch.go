@@ -31,6 +31,12 @@ const (
 // mebibyte is the grain of guest memory.
 const mebibyte = 1 << 20
 
+// hotPlugBus takes devices at any time.
+const hotPlugBus = "scsi"
+
+// ISO is the format of images that guests get as optical drives.
+const ISO = "iso"
+
 // firstBootDisk is the id of the device and of the pod's volume with first-boot data.
 const firstBootDisk = "firstboot"
 
@@ -39,7 +45,8 @@ type Launch struct {
 	VM    *v1alpha2.VirtualMachine
 	Class *v1alpha2.VirtualMachineClass
 	// Name of the Instance and its Pod.
-	Name  string
+	Name string
+	// Disks are those of spec.blockDeviceRefs, in order, then those of attachments.
 	Disks []LaunchDisk
 	// Slots are those of the machine's last process.
 	Slots   []v1alpha2.DeviceSlot
@@ -50,13 +57,20 @@ type Launch struct {
 	AllowEmulation bool
 }
 
-// LaunchDisk is one device of spec.blockDeviceRefs with what was found out about it.
+// LaunchDisk is one block device with what was found out about it.
 type LaunchDisk struct {
-	Ref       v1alpha2.BlockDeviceSpecRef
-	UID       types.UID
+	Ref v1alpha2.BlockDeviceSpecRef
+	// UID of the disk or image.
+	UID types.UID
+	// ClaimName and Mode (Filesystem or Block) are the volume of a disk; an image has none.
 	ClaimName string
-	// Mode is Filesystem or Block.
-	Mode string
+	Mode      string
+	// Size is what the guest is to see of a disk, in bytes; 0 is whatever there is.
+	Size int64
+	// Image is the content of an image, nil for a disk.
+	Image *v1alpha1.ImageSource
+	// Attachment is true for a device that an attachment brings; it never boots.
+	Attachment bool
 }
 
 // InstanceName is the name of the nth Instance of a machine and of its Pod; the
@@ -190,18 +204,17 @@ func cpuModel(cpu v1alpha2.VirtualMachineClassCPU) string {
 
 func disks(l Launch) []v1alpha1.Disk {
 	all := make([]v1alpha1.Disk, 0, len(l.Disks)+1)
-	order := bootIndexes(l.VM.Spec.BlockDeviceRefs)
+	order := BootIndexes(l.VM.Spec.BlockDeviceRefs)
 	for i, d := range l.Disks {
-		serial := md5.Sum([]byte(d.UID)) //nolint:gosec // see the import
-		all = append(all, v1alpha1.Disk{
-			ID: DiskID(d.Ref), Bus: "scsi", Serial: hex.EncodeToString(serial[:]), BootIndex: order[i],
-			Source: v1alpha1.VolumeSource{PersistentVolumeClaim: &v1alpha1.PersistentVolumeClaimSource{
-				ClaimName: d.ClaimName, Mode: d.Mode}},
-		})
+		device := Device(d)
+		if !d.Attachment && i < len(order) {
+			device.BootIndex = order[i]
+		}
+		all = append(all, device)
 	}
 	if l.VM.Spec.Provisioning != nil {
 		all = append(all, v1alpha1.Disk{
-			ID: firstBootDisk, Bus: "scsi", CDROM: true, ReadOnly: true,
+			ID: firstBootDisk, Bus: hotPlugBus, CDROM: true, ReadOnly: true,
 			Source: v1alpha1.VolumeSource{FirstBoot: &v1alpha1.FirstBootSource{}},
 		})
 	}
@@ -215,9 +228,24 @@ func disks(l Launch) []v1alpha1.Disk {
 	return all
 }
 
-// bootIndexes numbers the devices the guest boots from: by bootOrder if any has
+// Device is a block device as a process gets it, without a slot and a place in the
+// boot order. A disk's volume comes from the launcher pod unless said otherwise.
+func Device(d LaunchDisk) v1alpha1.Disk {
+	serial := md5.Sum([]byte(d.UID)) //nolint:gosec // see the import
+	device := v1alpha1.Disk{ID: DiskID(d.Ref), Bus: hotPlugBus, Serial: hex.EncodeToString(serial[:])}
+	if d.Image != nil {
+		device.ReadOnly, device.CDROM = true, d.Image.Format == ISO
+		device.Source.Image = d.Image
+		return device
+	}
+	device.Size = d.Size
+	device.Source.PersistentVolumeClaim = &v1alpha1.PersistentVolumeClaimSource{ClaimName: d.ClaimName, Mode: d.Mode}
+	return device
+}
+
+// BootIndexes numbers the devices the guest boots from: by bootOrder if any has
 // one, else in the order of the list.
-func bootIndexes(refs []v1alpha2.BlockDeviceSpecRef) []int32 {
+func BootIndexes(refs []v1alpha2.BlockDeviceSpecRef) []int32 {
 	indexes := make([]int32, len(refs))
 	explicit := false
 	for i, r := range refs {

@@ -143,7 +143,7 @@ func TestBootOrder(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, bootIndexes(c.refs)); diff != "" {
+			if diff := cmp.Diff(c.want, BootIndexes(c.refs)); diff != "" {
 				t.Error(diff)
 			}
 		})

@@ -34,8 +34,24 @@ func RestartChanges(running, wanted *v1alpha2.VirtualMachineSpec) []v1alpha2.Res
 	c.compare("networks", withoutIDs(running.Networks), withoutIDs(wanted.Networks))
 	c.compare("gpus", running.GPUs, wanted.GPUs)
 	c.compare("usbDevices", running.USBDevices, wanted.USBDevices)
+	return c
+}
+
+// DeviceRestartChanges does the same for block devices. A machine whose devices can be
+// hot-plugged waits only for the loss of kept, the device it boots from (nil if that
+// stays); order and bootOrder take effect at the next boot, whenever that is.
+func DeviceRestartChanges(running, wanted *v1alpha2.VirtualMachineSpec, kept *v1alpha2.BlockDeviceSpecRef) []v1alpha2.RestartAwaitingChange {
+	var c changes
+	hot := HotPlugs(running) && HotPlugs(wanted)
 	for i := range max(len(running.BlockDeviceRefs), len(wanted.BlockDeviceRefs)) {
-		c.compare(fmt.Sprintf("blockDeviceRefs.%d", i), device(running.BlockDeviceRefs, i), device(wanted.BlockDeviceRefs, i))
+		was := device(running.BlockDeviceRefs, i)
+		path := fmt.Sprintf("blockDeviceRefs.%d", i)
+		switch {
+		case !hot:
+			c.compare(path, was, device(wanted.BlockDeviceRefs, i))
+		case kept != nil && was != nil && was.Kind == kept.Kind && was.Name == kept.Name:
+			c.compare(path, was, (*v1alpha2.BlockDeviceSpecRef)(nil))
+		}
 	}
 	return c
 }

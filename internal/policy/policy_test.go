@@ -353,10 +353,6 @@ func TestRestartChanges(t *testing.T) {
 		"first-boot data added": {func(s *v1alpha2.VirtualMachineSpec) {
 			s.Provisioning = &v1alpha2.Provisioning{Type: v1alpha2.ProvisioningUserData}
 		}, []string{"add provisioning"}},
-		"a disk added": {func(s *v1alpha2.VirtualMachineSpec) {
-			s.BlockDeviceRefs = append(s.BlockDeviceRefs[:1:1], v1alpha2.BlockDeviceSpecRef{Name: "b"})
-		}, []string{"add blockDeviceRefs.1"}},
-		"a disk removed":                   {func(s *v1alpha2.VirtualMachineSpec) { s.BlockDeviceRefs = nil }, []string{"remove blockDeviceRefs.0"}},
 		"the address goes by another name": {func(s *v1alpha2.VirtualMachineSpec) { s.VirtualMachineIPAddressName = "x" }, []string{"add virtualMachineIPAddress"}},
 	}
 	for name, c := range cases {

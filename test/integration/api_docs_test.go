@@ -23,6 +23,7 @@ var pages = map[string]string{
 	"ClusterImage": "clustervirtualimage.md",
 	"Address":      "virtualmachineipaddress.md",
 	"Lease":        "virtualmachineipaddresslease.md",
+	"Attachment":   "virtualmachineblockdeviceattachment.md",
 }
 
 // TestPagesNameEveryConditionAndReason keeps docs/kinds complete: whoever meets a

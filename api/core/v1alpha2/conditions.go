@@ -130,3 +130,17 @@ const (
 	// LeaseConditionBound: a claim holds the address.
 	LeaseConditionBound = "Bound"
 )
+
+// Condition types of VirtualMachineBlockDeviceAttachment.
+const (
+	// AttachmentConditionBlockDeviceReady: the disk or image can be attached.
+	AttachmentConditionBlockDeviceReady = "BlockDeviceReady"
+	// AttachmentConditionVirtualMachineReady: the machine runs.
+	AttachmentConditionVirtualMachineReady = "VirtualMachineReady"
+	// AttachmentConditionAttached: the guest has the device.
+	AttachmentConditionAttached = "Attached"
+	// AttachmentConditionDiskAttachmentCapacityAvailable: the machine has room for the device.
+	AttachmentConditionDiskAttachmentCapacityAvailable = "DiskAttachmentCapacityAvailableType"
+	// AttachmentConditionTerminating: only while the attachment is being deleted.
+	AttachmentConditionTerminating = "Terminating"
+)

@@ -31,6 +31,8 @@ const (
 	VirtualMachineIPAddressKind      = "VirtualMachineIPAddress"
 	VirtualMachineIPAddressLeaseKind = "VirtualMachineIPAddressLease"
 	VirtualDiskSnapshotKind          = "VirtualDiskSnapshot"
+
+	VirtualMachineBlockDeviceAttachmentKind = "VirtualMachineBlockDeviceAttachment"
 )
 
 // Plural resource names of this group, as they stand in URLs and RBAC rules.
@@ -43,6 +45,8 @@ const (
 	ClusterVirtualImageResource          = "clustervirtualimages"
 	VirtualMachineIPAddressResource      = "virtualmachineipaddresses"
 	VirtualMachineIPAddressLeaseResource = "virtualmachineipaddressleases"
+
+	VirtualMachineBlockDeviceAttachmentResource = "virtualmachineblockdeviceattachments"
 )
 
 func addKnownTypes(scheme *runtime.Scheme) error {
@@ -55,6 +59,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&ClusterVirtualImage{}, &ClusterVirtualImageList{},
 		&VirtualMachineIPAddress{}, &VirtualMachineIPAddressList{},
 		&VirtualMachineIPAddressLease{}, &VirtualMachineIPAddressLeaseList{},
+		&VirtualMachineBlockDeviceAttachment{}, &VirtualMachineBlockDeviceAttachmentList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

@@ -12,6 +12,8 @@ const (
 	FinalizerClusterVirtualImageCleanup          = "virtualization.deckhouse.io/cvi-cleanup"
 	FinalizerVirtualMachineIPAddressCleanup      = "virtualization.deckhouse.io/vmip-cleanup"
 	FinalizerVirtualMachineIPAddressLeaseCleanup = "virtualization.deckhouse.io/vmipl-cleanup"
+	// FinalizerAttachmentCleanup is that of a VirtualMachineBlockDeviceAttachment.
+	FinalizerAttachmentCleanup = "virtualization.deckhouse.io/vmbda-cleanup"
 
 	FinalizerClusterVirtualImageProtection     = "virtualization.deckhouse.io/cvi-protection"
 	FinalizerVirtualImageProtection            = "virtualization.deckhouse.io/vi-protection"
@@ -43,6 +45,8 @@ const (
 	LabelLauncher = "kubevirt.internal.virtualization.deckhouse.io"
 	// LauncherValue is the value of LabelLauncher.
 	LauncherValue = "virt-launcher"
+	// HotplugValue is the value of LabelLauncher on a pod that holds one hot-plugged volume.
+	HotplugValue = "hotplug-disk"
 	// LabelVirtualMachineName on a launcher pod names the machine.
 	LabelVirtualMachineName = "vm.kubevirt.internal.virtualization.deckhouse.io/name"
 

@@ -345,3 +345,29 @@ const (
 	LeaseReasonBound    Reason = "Bound"
 	LeaseReasonReleased Reason = "Released"
 )
+
+// Reasons of VirtualMachineBlockDeviceAttachment.
+const (
+	// Condition BlockDeviceReady.
+	AttachmentReasonBlockDeviceReady    Reason = "BlockDeviceReady"
+	AttachmentReasonBlockDeviceNotReady Reason = "BlockDeviceNotReady"
+
+	// Condition VirtualMachineReady.
+	AttachmentReasonVirtualMachineReady    Reason = "VirtualMachineReady"
+	AttachmentReasonVirtualMachineNotReady Reason = "VirtualMachineNotReady"
+
+	// Condition Attached.
+	AttachmentReasonAttached                 Reason = "Attached"
+	AttachmentReasonNotAttached              Reason = "NotAttached"
+	AttachmentReasonAttachmentRequestSent    Reason = "AttachmentRequestSent"
+	AttachmentReasonConflict                 Reason = "Conflict"
+	AttachmentReasonDeviceNotAvailableOnNode Reason = "DeviceNotAvailableOnNode"
+
+	// Condition DiskAttachmentCapacityAvailableType.
+	AttachmentReasonCapacityAvailable Reason = "CapacityAvailable"
+	AttachmentReasonCapacityReached   Reason = "CapacityReached"
+	AttachmentReasonCapacityUnknown   Reason = "CapacityUnknown"
+
+	// Condition Terminating.
+	AttachmentReasonDetachPending Reason = "DetachPending"
+)

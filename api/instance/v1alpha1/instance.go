@@ -247,8 +247,11 @@ type Disk struct {
 	// Size is what the guest is to see of a disk, in bytes; 0 means whatever the file
 	// or device has. A running guest is told when the disk has grown; it never shrinks.
 	// +optional
-	Size   int64        `json:"size,omitempty"`
-	Source VolumeSource `json:"source"`
+	Size int64 `json:"size,omitempty"`
+	// Hotplugged is true if the device came while the guest ran.
+	// +optional
+	Hotplugged bool         `json:"hotplugged,omitempty"`
+	Source     VolumeSource `json:"source"`
 }
 
 // Interface is one network card.

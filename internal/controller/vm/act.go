@@ -14,24 +14,16 @@ import (
 // actor makes the named calls of this controller.
 type actor struct{ client client.Client }
 
-// hold takes every disk this machine does not hold yet. Each patch carries the
+// take names the holder of disks, nobody if it is empty. Each patch carries the
 // resourceVersion that was read, so that of two machines only one succeeds.
-func (w *world) hold() steps.Act {
-	var take []*v1alpha2.VirtualDisk
-	for _, d := range w.disks {
-		if d.object != nil && !w.holds(d.object) {
-			take = append(take, d.object)
-		}
-	}
-	if len(take) == 0 {
+func (a *actor) take(disks []*v1alpha2.VirtualDisk, holder string) steps.Act {
+	switch {
+	case len(disks) == 0:
 		return nil
+	case holder == "":
+		return a.setHolder("release disks", disks, "")
 	}
-	return w.act.setHolder("hold disks", take, policy.Holder(w.vm))
-}
-
-// release lets go of disks.
-func (a *actor) release(disks []*v1alpha2.VirtualDisk) steps.Act {
-	return a.setHolder("release disks", disks, "")
+	return a.setHolder("hold disks", disks, holder)
 }
 
 func (a *actor) setHolder(name string, disks []*v1alpha2.VirtualDisk, holder string) steps.Act {

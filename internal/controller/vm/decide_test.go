@@ -76,6 +76,9 @@ func placed(w *world) {
 func up(w *world) {
 	placed(w)
 	w.instance.Status = v1alpha1.InstanceStatus{PodUID: "pod", Phase: v1alpha1.InstanceRunning, StartTime: new(metav1.NewTime(noon.Add(-time.Hour)))}
+	for _, d := range w.instance.Spec.Machine.Disks {
+		w.instance.Status.Disks = append(w.instance.Status.Disks, v1alpha1.DiskStatus{ID: d.ID, Attached: true, Size: d.Size})
+	}
 }
 
 // over records the end of process 1, whose objects are gone.

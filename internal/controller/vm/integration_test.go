@@ -23,6 +23,7 @@ import (
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	addresses "orlop.dev/orlop/internal/controller/address"
+	attachments "orlop.dev/orlop/internal/controller/attachment"
 	classes "orlop.dev/orlop/internal/controller/class"
 	"orlop.dev/orlop/internal/controller/operation"
 	"orlop.dev/orlop/internal/policy"
@@ -85,7 +86,7 @@ func (s *stage) controllers(api *testkit.Server) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	err = errors.Join(Setup(ctx, m, settings.Platform{LauncherImage: "launcher", ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local"}),
-		operation.Setup(ctx, m), addresses.Setup(ctx, m, addresses.Retention), classes.Setup(ctx, m))
+		attachments.Setup(ctx, m), operation.Setup(ctx, m), addresses.Setup(ctx, m, addresses.Retention), classes.Setup(ctx, m))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func (w *world) wantedInstance() *v1alpha1.Instance {
 		i.Spec.Power = power
 	}
 	i.Spec.RebootAction = v1alpha1.RebootReset
-	if len(w.changes()) > 0 {
+	if len(w.changes()) > 0 || w.bootOrderChanged() {
 		i.Spec.RebootAction = v1alpha1.RebootShutdown
 	}
 	return i

@@ -93,7 +93,7 @@ func (r *Reconciler) observe(ctx context.Context, vm *v1alpha2.VirtualMachine) (
 		w.record = *vm.Status.Instance
 	}
 	for _, look := range []func(context.Context, *world) error{
-		r.observeProcess, r.observeSettings, r.observeClass, r.observeAddress, r.observeDisks, r.observeFirstBoot, r.observeOperations,
+		r.observeProcess, r.observeSettings, r.observeClass, r.observeAddress, r.observeDisks, r.observeAttachments, r.observeFirstBoot, r.observeOperations,
 	} {
 		if err := look(ctx, w); err != nil {
 			return nil, err
@@ -132,9 +132,12 @@ func (r *Reconciler) observeProcess(ctx context.Context, w *world) error {
 		}
 	}
 	for i := range pods.Items {
-		if o := &pods.Items[i]; o.Name == w.record.Name {
+		switch o := &pods.Items[i]; {
+		case o.Labels[v1alpha2.LabelLauncher] == v1alpha2.HotplugValue:
+			w.attachmentPods = append(w.attachmentPods, o)
+		case o.Name == w.record.Name:
 			w.pod = o
-		} else {
+		default:
 			w.strayPods = append(w.strayPods, o)
 		}
 	}
@@ -261,7 +264,9 @@ func (r *Reconciler) observeDisks(ctx context.Context, w *world) error {
 func (r *Reconciler) observeDisk(ctx context.Context, w *world, ref v1alpha2.BlockDeviceSpecRef) (disk, error) {
 	d := disk{ref: ref}
 	if ref.Kind != v1alpha2.DiskDevice {
-		return d, nil
+		var err error
+		d.image, err = r.observeImage(ctx, w, ref)
+		return d, err
 	}
 	object := &v1alpha2.VirtualDisk{}
 	found, err := get(ctx, r.Client, w.vm.Namespace, ref.Name, object)

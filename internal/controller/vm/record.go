@@ -68,10 +68,11 @@ func takePod(w *world, r *v1alpha2.InstanceRecord) {
 	}
 }
 
-// takeSlots records where the devices sit, before the Instance that says so is gone.
+// takeSlots records where the devices sit, before the Instance that says so is gone,
+// and those that are still leaving it.
 func takeSlots(w *world, r *v1alpha2.InstanceRecord) {
 	if w.instance != nil {
-		r.Slots = plan.SlotsOf(w.instance)
+		r.Slots = w.takenSlots()
 	}
 }
 

@@ -25,7 +25,6 @@ import (
 
 // Names of the field indexes of this controller.
 const (
-	machinesByDisk      = "vm.disk"
 	machinesByClass     = "vm.class"
 	machinesByAddress   = "vm.address"
 	machinesBySecret    = "vm.secret"
@@ -52,7 +51,10 @@ func Setup(ctx context.Context, m ctrl.Manager, platform settings.Platform) erro
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(ofPod)).
 		Watches(&v1alpha2.VirtualMachineIPAddress{}, r.related(machinesByAddress), builder.WithPredicates(predicate.ResourceVersionChangedPredicate{})).
 		Watches(&v1alpha2.VirtualMachineIPAddress{}, handler.EnqueueRequestForOwner(m.GetScheme(), m.GetRESTMapper(), &v1alpha2.VirtualMachine{})).
-		Watches(&v1alpha2.VirtualDisk{}, r.related(machinesByDisk)).
+		Watches(&v1alpha2.VirtualDisk{}, handler.EnqueueRequestsFromMapFunc(r.ofDevice(v1alpha2.DiskDevice))).
+		Watches(&v1alpha2.VirtualImage{}, handler.EnqueueRequestsFromMapFunc(r.ofDevice(v1alpha2.ImageDevice))).
+		Watches(&v1alpha2.ClusterVirtualImage{}, handler.EnqueueRequestsFromMapFunc(r.ofDevice(v1alpha2.ClusterImageDevice))).
+		Watches(&v1alpha2.VirtualMachineBlockDeviceAttachment{}, handler.EnqueueRequestsFromMapFunc(ofAttachment)).
 		Watches(&v1alpha2.VirtualMachineClass{}, r.related(machinesByClass)).
 		Watches(&v1alpha2.VirtualMachineOperation{}, handler.EnqueueRequestsFromMapFunc(ofOperation)).
 		WatchesMetadata(&corev1.Secret{}, r.related(machinesBySecret)).
@@ -69,15 +71,6 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 		name   string
 		keys   client.IndexerFunc
 	}{
-		{&v1alpha2.VirtualMachine{}, machinesByDisk, func(o client.Object) []string {
-			var names []string
-			for _, ref := range o.(*v1alpha2.VirtualMachine).Spec.BlockDeviceRefs {
-				if ref.Kind == v1alpha2.DiskDevice {
-					names = append(names, ref.Name)
-				}
-			}
-			return names
-		}},
 		{&v1alpha2.VirtualMachine{}, machinesByClass, func(o client.Object) []string {
 			return some(o.(*v1alpha2.VirtualMachine).Spec.VirtualMachineClassName)
 		}},
@@ -113,7 +106,7 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 			return err
 		}
 	}
-	return nil
+	return indexDevices(ctx, indexer)
 }
 
 func some(value string) []string {
@@ -133,6 +126,9 @@ func ofInstance(_ context.Context, o client.Object) []reconcile.Request {
 
 // ofPod goes by the owning Instance's label, which the pod carries too.
 func ofPod(_ context.Context, o client.Object) []reconcile.Request {
+	if r := ofAttachmentPod(o); r != nil {
+		return r
+	}
 	name := o.GetLabels()[v1alpha2.LabelVirtualMachineName]
 	if name == "" || o.GetLabels()[v1alpha2.LabelLauncher] != v1alpha2.LauncherValue {
 		return nil
@@ -169,7 +165,7 @@ func (r *Reconciler) ofClaim(ctx context.Context, o client.Object) []reconcile.R
 	if owner == nil || owner.Kind != v1alpha2.VirtualDiskKind {
 		return nil
 	}
-	return r.machines(ctx, client.InNamespace(o.GetNamespace()), client.MatchingFields{machinesByDisk: owner.Name})
+	return r.devicesUsers(ctx, v1alpha2.DiskDevice, o.GetNamespace(), owner.Name)
 }
 
 // waiting wakes machines that are not running, when the settings have changed.

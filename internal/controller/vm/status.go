@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,7 +9,6 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
-	"orlop.dev/orlop/internal/plan"
 	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/qemu"
 	"orlop.dev/orlop/internal/steps"
@@ -90,55 +88,6 @@ func nodeName(w *world) string {
 		return w.record.NodeName
 	}
 	return ""
-}
-
-func blockDeviceRefs(w *world) []v1alpha2.BlockDeviceStatusRef {
-	all := make([]v1alpha2.BlockDeviceStatusRef, 0, len(w.disks))
-	for _, d := range w.disks {
-		ref := v1alpha2.BlockDeviceStatusRef{Kind: d.ref.Kind, Name: d.ref.Name, BootOrder: d.ref.BootOrder}
-		if d.object != nil {
-			ref.Size = d.object.Status.Capacity
-		}
-		fromInstance(w, plan.DiskID(d.ref), &ref)
-		all = append(all, ref)
-	}
-	return all
-}
-
-// fromInstance adds what the process says about a device.
-func fromInstance(w *world, id string, ref *v1alpha2.BlockDeviceStatusRef) {
-	if !w.live() || w.instance == nil {
-		return
-	}
-	for _, s := range w.instance.Status.Disks {
-		if s.ID != id {
-			continue
-		}
-		ref.Attached = s.Attached
-		if s.Size > 0 {
-			ref.Size = resource.NewQuantity(s.Size, resource.BinarySI).String()
-		}
-	}
-	ref.Target = target(w.instance.Spec.Machine.Disks, id)
-}
-
-// target is the name a Linux guest is likely to give a device: it counts the disks
-// it finds, in the order of their slots and over gaps, and optical drives apart.
-func target(all []v1alpha1.Disk, id string) string {
-	at := slices.IndexFunc(all, func(d v1alpha1.Disk) bool { return d.ID == id })
-	if at < 0 || all[at].Bus != "scsi" || all[at].CDROM {
-		return ""
-	}
-	before := 0
-	for _, d := range all {
-		if d.Bus == "scsi" && !d.CDROM && d.Slot < all[at].Slot {
-			before++
-		}
-	}
-	if before >= 26 {
-		return ""
-	}
-	return "sd" + string(rune('a'+before))
 }
 
 func pods(w *world) []v1alpha2.VirtualMachinePod {

@@ -8,7 +8,6 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	"orlop.dev/orlop/internal/plan"
-	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/steps"
 )
 
@@ -25,6 +24,10 @@ var all = []steps.Step[*world]{
 	{Condition: v1alpha2.MachineConditionMigratable, Decide: migratable},
 	{Decide: instance},
 	{Decide: pod},
+	{Decide: deviceHold},
+	{Decide: deviceChange},
+	{Decide: attachmentPodMade},
+	{Decide: attachmentPodGone},
 	{Decide: diskRelease},
 	{Decide: strays},
 	{Decide: finalizer},
@@ -92,43 +95,6 @@ func autoAddress(vm *v1alpha2.VirtualMachine, name string) *v1alpha2.VirtualMach
 	}
 }
 
-// blockDevices takes hold of the disks once all of them can be used and a start is
-// wanted; a machine that is off keeps nobody from a disk.
-func blockDevices(w *world) (steps.Outcome, steps.Act) {
-	wanted := w.wantsOn(policy.RememberPower(w.vm.Spec.RunPolicy, w.record.Power))
-	binding := ""
-	for _, d := range w.disks {
-		switch {
-		case d.ref.Kind != v1alpha2.DiskDevice:
-			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "%s %s cannot be attached: only VirtualDisk is supported in this release",
-				d.ref.Kind, d.ref.Name), nil
-		case d.object == nil:
-			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "%s %s does not exist", d.ref.Kind, d.ref.Name), nil
-		case !w.holds(d.object) && !d.free():
-			holder, _ := policy.DiskHolder(d.object)
-			return steps.Failed(v1alpha2.MachineReasonBlockDevicesNotReady, "VirtualDisk %s is used by VirtualMachine %s: stop it or detach the disk there",
-				d.ref.Name, holder), nil
-		case w.live():
-			// What the running process was given does not become less ready by what
-			// happens to the objects.
-			continue
-		case !w.usable(d):
-			return steps.Waiting(v1alpha2.MachineReasonBlockDevicesNotReady, "VirtualDisk %s is not ready: %s", d.ref.Name, diskState(d)), nil
-		case policy.UseOf(d.object, d.claim) == policy.DiskBindable:
-			binding = d.ref.Name
-		}
-	}
-	var act steps.Act
-	if wanted && !w.live() {
-		act = w.hold()
-	}
-	if binding != "" {
-		return steps.Waiting(v1alpha2.MachineReasonWaitingForWaitForFirstConsumerBlockDevicesToBeReady,
-			"VirtualDisk %s is filled once the machine is placed on a node", binding), act
-	}
-	return steps.Done(v1alpha2.MachineReasonBlockDevicesReady, "All block devices can be used"), act
-}
-
 func diskState(d disk) string {
 	if d.object.DeletionTimestamp != nil {
 		return "it is being deleted"
@@ -171,6 +137,9 @@ func configuration(w *world) (steps.Outcome, steps.Act) {
 	if n := len(w.changes()); n > 0 {
 		return steps.Waiting(v1alpha2.MachineReasonConfigurationNotApplied, "Changes that wait for a restart: %d", n), nil
 	}
+	if pending := w.pendingDevices(); len(pending) > 0 {
+		return pendingChange(pending), nil
+	}
 	return steps.Done(v1alpha2.MachineReasonConfigurationApplied, "The guest runs with what the machine asks for"), nil
 }
 
@@ -196,34 +165,6 @@ func paths(changes []v1alpha2.RestartAwaitingChange) string {
 func migratable(*world) (steps.Outcome, steps.Act) {
 	return steps.Done(v1alpha2.MachineReasonVirtualMachineNonMigratable, "Live migration is not available in this release").
 		As(metav1.ConditionFalse), nil
-}
-
-// diskRelease lets go of disks that no process of this machine can be using: all of
-// them once nothing is left and no start is wanted, else those no longer listed.
-func diskRelease(w *world) (steps.Outcome, steps.Act) {
-	if w.live() || !w.gone() {
-		return steps.Outcome{}, nil
-	}
-	wanted := w.wantsOn(w.record.Power)
-	var drop []*v1alpha2.VirtualDisk
-	for _, d := range w.held {
-		if !wanted || !w.lists(d.Name) {
-			drop = append(drop, d)
-		}
-	}
-	if len(drop) == 0 {
-		return steps.Outcome{}, nil
-	}
-	return steps.Outcome{}, w.act.release(drop)
-}
-
-func (w *world) lists(disk string) bool {
-	for _, d := range w.disks {
-		if d.ref.Kind == v1alpha2.DiskDevice && d.ref.Name == disk {
-			return true
-		}
-	}
-	return false
 }
 
 // strays removes what an earlier pass may have made under another name; none of it

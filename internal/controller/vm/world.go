@@ -6,7 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
+	"k8s.io/apimachinery/pkg/types"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
@@ -24,7 +24,8 @@ type world struct {
 
 	class      *v1alpha2.VirtualMachineClass
 	address    *v1alpha2.VirtualMachineIPAddress
-	disks      []disk
+	disks      []disk                  // of spec.blockDeviceRefs
+	attached   []disk                  // of accepted attachments
 	held       []*v1alpha2.VirtualDisk // all disks this machine holds
 	operations []v1alpha2.VirtualMachineOperation
 
@@ -40,6 +41,10 @@ type world struct {
 	// strays are objects of this machine under other names than the recorded one.
 	strayInstances []*v1alpha1.Instance
 	strayPods      []*corev1.Pod
+	// attachmentPods hold volumes for processes of this machine; podOwners are those
+	// processes, as far as they exist.
+	attachmentPods []*corev1.Pod
+	podOwners      map[types.UID]*v1alpha1.Instance
 
 	// running and runningClass are the specifications the present instance was made from.
 	running      *v1alpha2.VirtualMachineSpec
@@ -53,16 +58,6 @@ type world struct {
 	act *actor
 }
 
-// disk is one entry of spec.blockDeviceRefs and what was found for it.
-type disk struct {
-	ref    v1alpha2.BlockDeviceSpecRef
-	object *v1alpha2.VirtualDisk
-	claim  *corev1.PersistentVolumeClaim
-	// holderGone is true if the machine that holds the disk no longer exists and
-	// neither does an instance of it.
-	holderGone bool
-}
-
 func (w *world) deleting() bool { return w.vm.DeletionTimestamp != nil }
 
 // wantsOn is the intent, given what has been asked for.
@@ -74,7 +69,9 @@ func (w *world) wantsOn(asked v1alpha2.InstancePower) bool {
 func (w *world) live() bool { return w.record.Name != "" && w.record.Exit == "" }
 
 // gone is true when nothing is left of the recorded process.
-func (w *world) gone() bool { return w.instance == nil && w.pod == nil }
+func (w *world) gone() bool {
+	return w.instance == nil && w.pod == nil && len(w.attachmentPods) == 0
+}
 
 // signalled is the accepted stop or restart of the recorded process, if any.
 func (w *world) signalled() *v1alpha2.InstanceSignal {
@@ -87,7 +84,8 @@ func (w *world) signalled() *v1alpha2.InstanceSignal {
 
 // mustEnd is true when the recorded process has to go, for whatever reason.
 func (w *world) mustEnd() bool {
-	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost() || w.instanceDoomed()
+	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost() || w.instanceDoomed() ||
+		w.outdated()
 }
 
 // instanceLost is true when somebody tore the Instance away from its pod. It is not
@@ -154,26 +152,16 @@ func claimName(vm *v1alpha2.VirtualMachine) string {
 	return plan.AddressName(vm.Name, vm.UID)
 }
 
-// disksReady is true when every disk is usable or bindable and held by this machine.
+// disksReady is true when every device is usable or bindable and held by this machine.
 func (w *world) disksReady() bool {
 	return !slices.ContainsFunc(w.disks, func(d disk) bool {
-		return !w.usable(d) || !w.holds(d.object)
+		return d.use() == policy.DiskUnusable || !w.mine(d)
 	})
-}
-
-func (w *world) usable(d disk) bool {
-	return d.object != nil && policy.UseOf(d.object, d.claim) != policy.DiskUnusable
 }
 
 func (w *world) holds(d *v1alpha2.VirtualDisk) bool {
 	_, uid := policy.DiskHolder(d)
 	return uid == w.vm.UID
-}
-
-// free is true for a disk this machine may take.
-func (d disk) free() bool {
-	name, _ := policy.DiskHolder(d.object)
-	return name == "" || d.holderGone
 }
 
 func (w *world) sizeProblems() []string {
@@ -188,7 +176,7 @@ func (w *world) changes() []v1alpha2.RestartAwaitingChange {
 	if !w.live() || w.running == nil {
 		return nil
 	}
-	all := policy.RestartChanges(w.running, &w.vm.Spec)
+	all := append(policy.RestartChanges(w.running, &w.vm.Spec), policy.DeviceRestartChanges(w.running, &w.vm.Spec, w.keptBootDevice())...)
 	if w.runningClass != nil && w.class != nil && w.vm.Spec.VirtualMachineClassName == w.running.VirtualMachineClassName {
 		all = append(all, policy.ClassRestartChanges(w.runningClass, &w.class.Spec)...)
 	}
@@ -222,15 +210,13 @@ func (w *world) operation() *v1alpha2.VirtualMachineOperation {
 }
 
 // launch gathers what the plan of a new process needs.
-func (w *world) launch() plan.Launch {
+func (w *world) launch() plan.Launch { return w.launchWith(w.starting()) }
+
+func (w *world) launchWith(devices []disk) plan.Launch {
 	l := plan.Launch{VM: w.vm, Class: w.class, Name: w.record.Name, Network: w.network(), Slots: w.record.Slots,
 		LauncherImage: w.platform.LauncherImage, AllowEmulation: w.allowEmulation}
-	for _, d := range w.disks {
-		mode := string(corev1.PersistentVolumeFilesystem)
-		if m := ptr.Deref(d.claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem); m != "" {
-			mode = string(m)
-		}
-		l.Disks = append(l.Disks, plan.LaunchDisk{Ref: d.ref, UID: d.object.UID, ClaimName: d.claim.Name, Mode: mode})
+	for _, d := range devices {
+		l.Disks = append(l.Disks, d.launchDisk())
 	}
 	return l
 }
