@@ -84,6 +84,11 @@ type (
 		Status qmp.RunState
 		Err    error
 	}
+	// AgentRead comes before StatusRead where QEMU could be asked.
+	AgentRead struct {
+		// Connected is true while the guest has the agent's channel open.
+		Connected bool
+	}
 	// GuestStateChanged means that QueryStatus will say something new.
 	GuestStateChanged struct{}
 	// IOError is a failed request of a disk that stopped the guest.
@@ -121,6 +126,7 @@ func (MigrationChanged) event()        {}
 func (StartFailed) event()             {}
 func (CommandDone) event()             {}
 func (StatusRead) event()              {}
+func (AgentRead) event()               {}
 func (GuestStateChanged) event()       {}
 func (IOError) event()                 {}
 func (ShutdownAnnounced) event()       {}

@@ -90,6 +90,9 @@ func behave(role string, s *qmptest.Server, finish chan<- int) {
 	s.Handle("query-status", func(json.RawMessage) (any, error) {
 		return map[string]any{"running": false, "status": "io-error"}, nil
 	})
+	s.Handle("query-chardev", func(json.RawMessage) (any, error) {
+		return []any{map[string]any{"label": "qga", "frontend-open": true, "filename": "x"}}, nil
+	})
 	s.Handle("cont", func(json.RawMessage) (any, error) {
 		go act(role, s, finish)
 		return nil, nil
@@ -114,6 +117,8 @@ func act(role string, s *qmptest.Server, finish chan<- int) {
 	case "full":
 		s.Emit("BLOCK_IO_ERROR", map[string]any{"action": "stop", "nospace": true, "operation": "write"})
 		s.Emit("STOP", nil)
+	case "agent":
+		s.Emit("VSERPORT_CHANGE", map[string]any{"id": "agent", "open": true})
 	case "hangs-up":
 		s.Close()
 	case "aborts":
@@ -292,6 +297,14 @@ func TestPause(t *testing.T) {
 	if s.PauseReason != "NoSpace" {
 		t.Errorf("got %+v", s)
 	}
+}
+
+func TestAgentOpensItsChannel(t *testing.T) {
+	f := newFixture(t)
+	if err := f.start(t.Context(), "agent"); err != nil {
+		t.Fatal(err)
+	}
+	f.await(t, func(s wire.State) bool { return s.AgentConnected })
 }
 
 func TestUnknownRequestIsRefused(t *testing.T) {

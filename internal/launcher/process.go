@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -250,7 +251,7 @@ func translate(e qmp.Event) []Event {
 			return nil
 		}
 		return []Event{MigrationChanged{Status: m.Status}, GuestStateChanged{}}
-	case qmp.EventStop, qmp.EventResume, qmp.EventSuspend, qmp.EventWakeup, qmp.EventGuestPanicked:
+	case qmp.EventStop, qmp.EventResume, qmp.EventSuspend, qmp.EventWakeup, qmp.EventGuestPanicked, qmp.EventPortChange:
 		return []Event{GuestStateChanged{}}
 	case qmp.EventDeviceDeleted, qmp.EventUnplugGuestError:
 		return translatePlug(e)
@@ -310,6 +311,11 @@ func (l *loop) queryStatus() {
 	l.beside(func(ctx context.Context) Event {
 		if client == nil {
 			return StatusRead{Err: wire.ErrNotRunning}
+		}
+		// The agent's channel is asked for every time: QEMU holds its events back to one
+		// a second, and a guest that comes by a migration has had it open all along.
+		if devices, err := client.QueryCharDevices(ctx); err == nil {
+			l.send(AgentRead{slices.Contains(devices, qmp.CharDevice{Label: qemu.GuestAgentDevice, FrontendOpen: true})})
 		}
 		s, err := client.QueryStatus(ctx)
 		return StatusRead{Status: s.Status, Err: err}

@@ -135,6 +135,9 @@ func (s State) Next(now time.Time, e Event) (State, []Action) {
 		return s.commandDone(now, e)
 	case StatusRead:
 		return s.statusRead(e)
+	case AgentRead:
+		s.public.AgentConnected = e.Connected && s.living()
+		return s, nil
 	case GuestStateChanged:
 		return s.query()
 	case IOError:
@@ -489,6 +492,7 @@ func (s State) exited(now time.Time, e Exited) (State, []Action) {
 	s.devices = nil
 	s.killAt, s.pressAt = time.Time{}, time.Time{}
 	s.public.Phase, s.public.PauseReason, s.public.GuestStatus = v1alpha1.InstanceStopped, "", ""
+	s.public.AgentConnected = false
 	s.public.Exit = &exit
 	actions = append(actions, RecordExit{exit})
 	if s.start != 0 {

@@ -152,6 +152,29 @@ func TestPhases(t *testing.T) {
 	}
 }
 
+// The handler talks to the agent while the launcher says that somebody listens.
+func TestAgentConnected(t *testing.T) {
+	opened, closed := launcher.AgentRead{Connected: true}, launcher.AgentRead{}
+	cases := map[string]struct {
+		events []launcher.Event
+		want   bool
+	}{
+		"never opened":                       {[]launcher.Event{start, started}, false},
+		"opened":                             {[]launcher.Event{start, started, opened}, true},
+		"closed again":                       {[]launcher.Event{start, started, opened, closed}, false},
+		"open in a guest that is arriving":   {[]launcher.Event{start, awaited, opened, arrived}, true},
+		"the process ended":                  {[]launcher.Event{start, started, opened, clean}, false},
+		"a question that came back too late": {[]launcher.Event{start, started, clean, opened}, false},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			if s, _ := play(tc.events...); s.Public().AgentConnected != tc.want {
+				t.Errorf("got %t", !tc.want)
+			}
+		})
+	}
+}
+
 func TestActions(t *testing.T) {
 	press := launcher.Command{Kind: launcher.CommandPowerDown}
 	ok := func(t launcher.Token) launcher.Action { return launcher.Answer{Token: t} }

@@ -26,6 +26,9 @@ const (
 	GuestAgentSocket = "qga"
 )
 
+// GuestAgentDevice is QEMU's name for the host end of the guest agent's channel.
+const GuestAgentDevice = "qga"
+
 // GuestAgentChannel is the name under which guests find the agent's channel.
 const GuestAgentChannel = "org.qemu.guest_agent.0"
 

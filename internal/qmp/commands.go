@@ -146,6 +146,19 @@ func (c *Client) QueryFDSets(ctx context.Context) ([]FDSet, error) {
 	return s, c.Execute(ctx, "query-fdsets", nil, &s)
 }
 
+// CharDevice is one back end of query-chardev.
+type CharDevice struct {
+	Label string `json:"label"`
+	// FrontendOpen is true while somebody has the guest's end open.
+	FrontendOpen bool `json:"frontend-open"`
+}
+
+// QueryCharDevices lists the back ends of serial ports and channels.
+func (c *Client) QueryCharDevices(ctx context.Context) ([]CharDevice, error) {
+	var d []CharDevice
+	return d, c.Execute(ctx, "query-chardev", nil, &d)
+}
+
 // Names of the events that the launcher and the handler act upon.
 const (
 	EventShutdown      = "SHUTDOWN"
@@ -157,6 +170,8 @@ const (
 	EventWakeup        = "WAKEUP"
 	EventBlockIOError  = "BLOCK_IO_ERROR"
 	EventGuestPanicked = "GUEST_PANICKED"
+	// EventPortChange tells that the guest opened or closed a virtio-serial port.
+	EventPortChange = "VSERPORT_CHANGE"
 )
 
 // ShutdownEvent is the data of SHUTDOWN and RESET.

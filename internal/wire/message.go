@@ -193,6 +193,8 @@ type State struct {
 	RebootAction v1alpha1.RebootAction `json:"rebootAction,omitempty"`
 	// Disks that the guest sees, with their virtual sizes.
 	Disks []v1alpha1.DiskStatus `json:"disks,omitempty"`
+	// AgentConnected is true while a program in the guest has the agent's channel open.
+	AgentConnected bool `json:"agentConnected,omitempty"`
 	// Exit is set once QEMU has been reaped, or could not be started.
 	Exit *v1alpha1.Exit `json:"exit,omitempty"`
 }
