@@ -1,5 +1,6 @@
 // Package apiserver is the aggregated API subresources.virtualization.deckhouse.io:
-// consoles and forwarded ports of running virtual machines.
+// consoles and forwarded ports of running virtual machines, and orders to the agents
+// in their guests.
 //
 // It decides nothing about machines, and stores nothing but who holds a console: a
 // Lease beside the machine, which informs and never stands in the way. Authentication and
@@ -99,10 +100,13 @@ func (o *Options) Run(ctx context.Context, cluster client.Client) error {
 func (o *Options) storage(cluster client.Client) map[string]rest.Storage {
 	machines := machines{reader: cluster}
 	streams := streams{machines: machines, handlers: o.Handlers, sessions: &sessions{client: cluster, clock: o.Clock}}
+	orders := agentOrders{machines: machines, handlers: o.Handlers}
 	return map[string]rest.Storage{
 		"virtualmachines":             machines,
 		"virtualmachines/console":     console{streams},
 		"virtualmachines/portforward": portForward{streams},
+		"virtualmachines/freeze":      freeze{orders},
+		"virtualmachines/unfreeze":    unfreeze{orders},
 	}
 }
 

@@ -48,6 +48,11 @@ type memory struct {
 	wired bool
 	// asked are the orders already given on this connection.
 	asked map[act]bool
+	// presence is the time that the guest's agent was announced for; guest is what it
+	// says, nil if it does not answer, once guestHeard is true.
+	presence   *presence
+	guest      *v1alpha1.Guest
+	guestHeard bool
 	// farewell is true once nothing is left to do for this Instance.
 	farewell bool
 

@@ -37,6 +37,7 @@ func report(s *v1alpha1.InstanceStatus, m *memory, now time.Time) {
 	s.ObservedGeneration = m.instance.Generation
 	s.QEMUVersion = l.QEMUVersion
 	s.Disks = diskStatuses(m)
+	s.Guest = guestStatus(m)
 	if l.StartTime != nil {
 		t := metav1.NewTime(l.StartTime.Truncate(time.Second)) // what JSON keeps of it
 		s.StartTime = &t

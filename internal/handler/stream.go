@@ -40,6 +40,8 @@ func (n *Node) Streams() http.Handler {
 	mux.HandleFunc("GET "+base+"/portforward/{port}/{protocol}", n.withWorker(func(w *worker, rw http.ResponseWriter, r *http.Request) {
 		w.servePort(rw, r)
 	}))
+	mux.HandleFunc("PUT "+base+"/freeze", n.withWorker((*worker).serveFreeze))
+	mux.HandleFunc("PUT "+base+"/unfreeze", n.withWorker((*worker).serveUnfreeze))
 	return mux
 }
 

@@ -40,6 +40,8 @@ type worker struct {
 	poked chan struct{}
 	// podUID is the pod's, for streams.
 	podUID atomic.Pointer[types.UID]
+	// agent talks to the guest.
+	agent *agent
 
 	// mu guards what streams use from other goroutines.
 	mu      sync.Mutex
@@ -59,6 +61,7 @@ func newWorker(n *Node, in *v1alpha1.Instance) *worker {
 		poked:  make(chan struct{}, 1),
 	}
 	w.podUID.Store(&in.Spec.PodUID)
+	w.agent = newAgent(w.dialAgent, n.Now, w.log)
 	return w
 }
 
@@ -81,8 +84,12 @@ func (w *worker) routeRemoved() {
 
 // run works until the context ends. The machine goes on without it.
 func (w *worker) run(ctx context.Context) {
+	var talk sync.WaitGroup
+	talk.Go(func() { w.agent.run(ctx) })
+	defer talk.Wait()
 	defer w.disconnect()
 	for ctx.Err() == nil {
+		w.attendAgent(ctx)
 		next, wake := decide(w.memory, w.node.Now())
 		if next != "" {
 			w.perform(ctx, next)
@@ -104,6 +111,8 @@ func (w *worker) drain() {
 			w.memory.instance = in
 		case s, ok := <-w.events():
 			w.heard(s, ok)
+		case r := <-w.agent.news:
+			w.memory.hearGuest(r)
 		default:
 			return
 		}
@@ -125,6 +134,8 @@ func (w *worker) wait(ctx context.Context, wake time.Time) {
 		w.memory.instance = in
 	case s, ok := <-w.events():
 		w.heard(s, ok)
+	case r := <-w.agent.news:
+		w.memory.hearGuest(r)
 	case <-w.nudge:
 		w.memory.wired = false
 	case <-w.poked:

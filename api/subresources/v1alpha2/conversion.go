@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/conversion"
 	"k8s.io/apimachinery/pkg/runtime"
 )
@@ -20,6 +22,19 @@ func addConversions(scheme *runtime.Scheme) error {
 			out.Probe, err = boolean(query, "probe")
 			return err
 		}),
+		parameters(func(query url.Values, out *VirtualMachineFreeze) error {
+			text := query.Get("unfreezeTimeout")
+			if text == "" {
+				return nil
+			}
+			length, err := time.ParseDuration(text)
+			if err != nil {
+				return fmt.Errorf("query parameter unfreezeTimeout: %q is not a duration such as 30s", text)
+			}
+			out.UnfreezeTimeout = &metav1.Duration{Duration: length}
+			return nil
+		}),
+		parameters(func(url.Values, *VirtualMachineUnfreeze) error { return nil }),
 		parameters(func(query url.Values, out *VirtualMachinePortForward) error {
 			port, err := strconv.ParseInt(query.Get("port"), 10, 32)
 			if err != nil {

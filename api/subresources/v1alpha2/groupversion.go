@@ -22,6 +22,8 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&VirtualMachineConsole{},
 		&VirtualMachineVNC{},
 		&VirtualMachinePortForward{},
+		&VirtualMachineFreeze{},
+		&VirtualMachineUnfreeze{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

@@ -52,3 +52,22 @@ type VirtualMachinePortForward struct {
 	// Port of the guest, 1 to 65535.
 	Port int32 `json:"port"`
 }
+
+// VirtualMachineFreeze holds the query parameters of freezing the guest's file systems.
+// They may come as the body instead.
+//
+// +kubebuilder:object:root=true
+type VirtualMachineFreeze struct {
+	metav1.TypeMeta `json:",inline"`
+
+	// UnfreezeTimeout is how long the file systems stay frozen at most, such as "30s";
+	// up to 1h, by default 5m.
+	UnfreezeTimeout *metav1.Duration `json:"unfreezeTimeout,omitempty"`
+}
+
+// VirtualMachineUnfreeze holds the query parameters of thawing them: none.
+//
+// +kubebuilder:object:root=true
+type VirtualMachineUnfreeze struct {
+	metav1.TypeMeta `json:",inline"`
+}

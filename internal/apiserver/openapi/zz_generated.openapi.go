@@ -14,8 +14,10 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 	return map[string]common.OpenAPIDefinition{
 		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachine":            schema_orlop_api_subresources_v1alpha2_VirtualMachine(ref),
 		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachineConsole":     schema_orlop_api_subresources_v1alpha2_VirtualMachineConsole(ref),
+		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachineFreeze":      schema_orlop_api_subresources_v1alpha2_VirtualMachineFreeze(ref),
 		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachineList":        schema_orlop_api_subresources_v1alpha2_VirtualMachineList(ref),
 		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachinePortForward": schema_orlop_api_subresources_v1alpha2_VirtualMachinePortForward(ref),
+		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachineUnfreeze":    schema_orlop_api_subresources_v1alpha2_VirtualMachineUnfreeze(ref),
 		"orlop.dev/orlop/api/subresources/v1alpha2.VirtualMachineVNC":         schema_orlop_api_subresources_v1alpha2_VirtualMachineVNC(ref),
 	}
 }
@@ -86,6 +88,41 @@ func schema_orlop_api_subresources_v1alpha2_VirtualMachineConsole(ref common.Ref
 				},
 			},
 		},
+	}
+}
+
+func schema_orlop_api_subresources_v1alpha2_VirtualMachineFreeze(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "VirtualMachineFreeze holds the query parameters of freezing the guest's file systems. They may come as the body instead.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"unfreezeTimeout": {
+						SchemaProps: spec.SchemaProps{
+							Description: "UnfreezeTimeout is how long the file systems stay frozen at most, such as \"30s\"; up to 1h, by default 5m.",
+							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Duration"),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/apimachinery/pkg/apis/meta/v1.Duration"},
 	}
 }
 
@@ -175,6 +212,33 @@ func schema_orlop_api_subresources_v1alpha2_VirtualMachinePortForward(ref common
 					},
 				},
 				Required: []string{"port"},
+			},
+		},
+	}
+}
+
+func schema_orlop_api_subresources_v1alpha2_VirtualMachineUnfreeze(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "VirtualMachineUnfreeze holds the query parameters of thawing them: none.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
 			},
 		},
 	}
