@@ -157,7 +157,7 @@ func (s *site) startNode(t *testing.T, handlers, clients *pki.Authority) {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/namespaces/{namespace}/instances/{name}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/v1/namespaces/{namespace}/instances/{name}/{rest...}", func(w http.ResponseWriter, r *http.Request) {
 		s.node.mutex.Lock()
 		serve := s.node.serve[r.PathValue("name")]
 		s.node.headers = append(s.node.headers, r.Header.Clone())
