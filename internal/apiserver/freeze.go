@@ -79,7 +79,7 @@ func (a agentOrders) send(ctx context.Context, where place, name, verb string, q
 	if response.StatusCode == http.StatusOK {
 		return nil
 	}
-	return refusal(name)(response)
+	return refusal(name, response)
 }
 
 // handler carries out an order once the request has been read.

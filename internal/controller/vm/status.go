@@ -33,6 +33,8 @@ func status(w *world, d steps.Decision, errs steps.Errors) v1alpha2.VirtualMachi
 		s.Versions.QEMU = w.instance.Status.QEMUVersion
 	}
 	s.Stats = stats(w, s.Phase)
+	s.GuestOSInfo = guestOSInfo(w)
+	s.Stats.LaunchTimeDuration.GuestOSAgentStarting = agentStarting(w, s.Stats.LaunchTimeDuration.GuestOSAgentStarting)
 	return s
 }
 
