@@ -10,7 +10,7 @@ var base = Root{
 	Name:    "base",
 	Variant: "minbase",
 	Packages: []string{
-		"ca-certificates", "e2fsprogs", "grub-pc-bin", "mount", "nftables", "qemu-system-x86", "qemu-utils", "seabios", "util-linux", "xfsprogs",
+		"ca-certificates", "e2fsprogs", "grub-pc-bin", "mount", "qemu-system-x86", "qemu-utils", "seabios", "util-linux", "xfsprogs",
 	},
 }
 
@@ -50,12 +50,6 @@ var filesystems = Pick{
 	},
 }
 
-// firewall is the program that changes nftables.
-var firewall = Pick{
-	Root:  base,
-	Paths: []string{"/usr/sbin/nft", certificates},
-}
-
 // client is what a pod needs to ask others over TCP, for the user stories.
 var client = Pick{
 	Root:  base,
@@ -79,7 +73,7 @@ var catalog = []Image{
 	ours("virt-handler", root),
 	withRoot(with(ours("virt-launcher", qemuUser), "bin/pause"), emulator), // pause for attachment pods
 	withRoot(ours("dvcr-importer", ordinaryUser), converter),
-	withRoot(ours("orlop-netpol", root), firewall),
+	ours("orlop-netpol", root),
 	{
 		Name:       "coredns",
 		Pick:       certificatesOnly,
