@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -30,6 +31,7 @@ import (
 	"orlop.dev/orlop/internal/handler"
 	"orlop.dev/orlop/internal/handler/kvm"
 	"orlop.dev/orlop/internal/handler/podfs"
+	"orlop.dev/orlop/internal/handler/tunnel"
 	"orlop.dev/orlop/internal/version"
 )
 
@@ -38,6 +40,7 @@ type options struct {
 	nodeName, namespace    string
 	hostRoot, kubeletDir   string
 	healthAddr, streamAddr string
+	nodeAddress            string
 }
 
 func main() {
@@ -55,6 +58,7 @@ func main() {
 	flag.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "the kubelet's root directory, below the node's root")
 	flag.StringVar(&o.healthAddr, "health-address", ":4100", "address of metrics and health")
 	flag.StringVar(&o.streamAddr, "stream-address", ":4101", "address of consoles and forwarded ports")
+	flag.StringVar(&o.nodeAddress, "node-address", os.Getenv("NODE_IP"), "address at which other nodes reach this one for migrations (default: the variable NODE_IP)")
 	logging := zap.Options{}
 	logging.BindFlags(flag.CommandLine)
 	flag.Parse()
@@ -69,6 +73,9 @@ func main() {
 func run(ctx context.Context, o options, log logr.Logger) error {
 	if o.nodeName == "" {
 		return errors.New("the name of this node is missing: set NODE_NAME or --node")
+	}
+	if o.nodeAddress == "" {
+		return errors.New("the address of this node is missing: set NODE_IP or --node-address")
 	}
 	log.Info("starting", "version", version.Version(), "node", o.nodeName)
 	accelerator := probe(ctx, log)
@@ -95,7 +102,9 @@ func run(ctx context.Context, o options, log logr.Logger) error {
 		Log:         log,
 	}
 	certificate := &handler.Certificate{NodeName: o.nodeName, Cache: m.GetCache(), Client: watcher, Now: time.Now, Log: log}
-	for _, r := range []manager.Runnable{node, certificate, streamServer(o.streamAddr, node, certificate)} {
+	endpoint := net.JoinHostPort(o.nodeAddress, strconv.Itoa(tunnel.Port))
+	node.Tunnel = &handler.Tunnel{Endpoint: endpoint, Client: certificate.TunnelClient}
+	for _, r := range []manager.Runnable{node, certificate, streamServer(o.streamAddr, node, certificate), tunnelServer(node, certificate, log)} {
 		if err := m.Add(r); err != nil {
 			return fmt.Errorf("add to manager: %w", err)
 		}
@@ -168,5 +177,23 @@ func streamServer(address string, node *handler.Node, certificate *handler.Certi
 			return fmt.Errorf("serve streams: %w", err)
 		}
 		return nil
+	}
+}
+
+// tunnelServer takes migrations of other nodes until the context ends.
+func tunnelServer(node *handler.Node, certificate *handler.Certificate, log logr.Logger) manager.RunnableFunc {
+	return func(ctx context.Context) error {
+		server := &tunnel.Server{
+			Config: certificate.TunnelServer(),
+			Admit:  node.Admit,
+			Refused: func(peer string, h tunnel.Header, err error) {
+				log.Info("refused a channel of another node", "node", peer, "instance", h.Namespace+"/"+h.Target, "channel", h.Channel, "reason", err.Error())
+			},
+		}
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf(":%d", tunnel.Port))
+		if err != nil {
+			return fmt.Errorf("listen for migrations: %w", err)
+		}
+		return server.Serve(ctx, listener)
 	}
 }

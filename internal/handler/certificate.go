@@ -25,9 +25,10 @@ const (
 	// TrustConfigMap says whom handlers and the API component trust.
 	TrustConfigMap = "virt-handler-trust"
 
-	keyAPITrust = "api-ca.crt"
-	signerName  = "virtualization.deckhouse.io/handler"
-	apiName     = "virtualization-api"
+	keyAPITrust     = "api-ca.crt"
+	keyHandlerTrust = "handler-ca.crt"
+	signerName      = "virtualization.deckhouse.io/handler"
+	apiName         = "virtualization-api"
 )
 
 const (
@@ -49,6 +50,8 @@ type Certificate struct {
 	Log    logr.Logger
 
 	held pki.Held
+	// peers are the authorities of other nodes' handlers.
+	peers pki.Held
 }
 
 // The Role of the chart lets the handler read TrustConfigMap.
@@ -96,6 +99,9 @@ func (c *Certificate) trust(m *corev1.ConfigMap) {
 	if err := c.held.SetRoots([]byte(m.Data[keyAPITrust])); err != nil {
 		c.Log.Info("cannot use the authorities of clients", "configMap", m.Name, "reason", err.Error())
 	}
+	if err := c.peers.SetRoots([]byte(m.Data[keyHandlerTrust])); err != nil {
+		c.Log.Info("cannot use the authorities of other handlers", "configMap", m.Name, "reason", err.Error())
+	}
 }
 
 // renew gets a new certificate and says when to replace it.
@@ -114,7 +120,7 @@ func (c *Certificate) renew(ctx context.Context) (time.Time, error) {
 			Request:           request,
 			SignerName:        signerName,
 			ExpirationSeconds: &life,
-			Usages:            []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
+			Usages:            []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth, certificatesv1.UsageClientAuth},
 		},
 	}
 	if err := c.Client.Create(ctx, csr); err != nil {
@@ -179,4 +185,17 @@ func (c *Certificate) ServerConfig() *tls.Config {
 		return nil
 	}
 	return config
+}
+
+// TunnelServer lets in handlers of other nodes. Which node may do what is not decided
+// by TLS.
+func (c *Certificate) TunnelServer() *tls.Config {
+	config := pki.ServerConfig(&c.held, &c.peers)
+	config.DynamicRecordSizingDisabled = true // streams of gigabytes
+	return config
+}
+
+// TunnelClient is for one connection to the handler of a node.
+func (c *Certificate) TunnelClient(node string) (*tls.Config, error) {
+	return pki.ClientConfig(&c.held, &c.peers, node)
 }

@@ -56,6 +56,11 @@ type memory struct {
 	// farewell is true once nothing is left to do for this Instance.
 	farewell bool
 
+	// migration is what the migration's loop reports, nil without one; unsettled is
+	// true while it still owes the other end a word.
+	migration *v1alpha1.MigrationStatus
+	unsettled bool
+
 	runningSince, resumedAt time.Time
 
 	retries  map[act]*retry
@@ -174,6 +179,8 @@ func due(m *memory, now time.Time) []act {
 	}
 	l := m.launcher
 	switch {
+	case m.status.Phase == v1alpha1.InstanceStopped && m.unsettled:
+		return acts
 	case m.status.Phase == v1alpha1.InstanceStopped:
 		return append(acts, actBye)
 	case m.fresh():

@@ -45,9 +45,13 @@ type Node struct {
 	Client client.Client
 	// Reader reads from the API server itself.
 	Reader client.Reader
+	// Tunnel connects handlers for migrations. Without it none is possible.
+	Tunnel *Tunnel
 	// Now is the clock.
 	Now func() time.Time
 	Log logr.Logger
+
+	steering network.Steering
 
 	mu      sync.Mutex
 	workers map[types.UID]*running
@@ -73,6 +77,9 @@ func (n *Node) Start(ctx context.Context) error {
 	n.ctx, n.workers = ctx, map[types.UID]*running{}
 	n.mu.Unlock()
 	defer n.wg.Wait()
+	if err := n.steering.Prune(); err != nil {
+		return err
+	}
 	if err := n.watch(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to stop before it had begun
@@ -138,7 +145,10 @@ func (n *Node) see(in *v1alpha1.Instance) {
 	w := newWorker(n, in)
 	n.workers[in.UID] = &running{worker: w, key: client.ObjectKeyFromObject(in), stop: stop}
 	instances.Set(float64(len(n.workers)))
-	n.wg.Go(func() { w.run(ctx) })
+	n.wg.Go(func() {
+		defer close(w.stopped)
+		w.run(ctx)
+	})
 }
 
 // forget ends the worker of an Instance that is no more.
@@ -147,6 +157,10 @@ func (n *Node) forget(uid types.UID) {
 	defer n.mu.Unlock()
 	if w := n.workers[uid]; w != nil {
 		w.stop()
+		n.wg.Go(func() {
+			<-w.stopped
+			n.steer(w.worker, network.Nowhere)
+		})
 		delete(n.workers, uid)
 		instances.Set(float64(len(n.workers)))
 	}

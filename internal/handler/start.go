@@ -84,6 +84,7 @@ func (n *Node) pack(ctx context.Context, in *v1alpha1.Instance) (*parcel, error)
 		RebootAction:       rebootAction(in.Spec.RebootAction),
 		GracePeriodSeconds: in.Spec.GracePeriodSeconds,
 		FirstBoot:          in.Spec.FirstBoot,
+		Incoming:           arriving(in),
 	}}
 	for i := range machine.Disks {
 		if err := n.packDisk(ctx, p, in, &machine.Disks[i]); err != nil {
@@ -139,7 +140,9 @@ func (n *Node) openVolume(ctx context.Context, in *v1alpha1.Instance, d *v1alpha
 		pod = source.Pod.UID
 	}
 	if source.Mode == "Block" {
-		return n.FS.BlockDevice(pod, claim.Spec.VolumeName, readOnly)
+		// The source of a migration holds the device, on this very kernel if the nodes
+		// share one; the hand-over decides who writes.
+		return n.FS.BlockDevice(pod, claim.Spec.VolumeName, readOnly, arriving(in))
 	}
 	return n.FS.DiskFile(pod, claim.Spec.VolumeName, readOnly)
 }

@@ -14,8 +14,11 @@ import (
 // asked changes nothing but the message.
 func statusOf(m *memory, now time.Time) v1alpha1.InstanceStatus {
 	s := *m.status.DeepCopy()
+	if order := m.instance.Spec.Migration; order != nil && m.migration != nil && m.migration.ID == order.ID {
+		s.Migration = m.migration.DeepCopy()
+	}
 	if s.Phase == v1alpha1.InstanceStopped {
-		return s // final
+		return s // the rest is final
 	}
 	s.Message = message(m)
 	switch {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/handler/migration"
 	"orlop.dev/orlop/internal/handler/network"
 	"orlop.dev/orlop/internal/wire"
 )
@@ -27,10 +28,17 @@ const (
 
 // worker brings about one Instance.
 type worker struct {
-	node   *Node
-	log    logr.Logger
+	node *Node
+	log  logr.Logger
+	// uid of the Instance.
+	uid    string
 	memory *memory
 	link   *link
+
+	// loop is the migration's, if there is one, and end ends it.
+	loop *migration.Loop
+	end  func()
+	told migration.View
 
 	// inbox holds the newest version of the Instance, nudge says that the node's
 	// route to the guest has gone.
@@ -38,10 +46,17 @@ type worker struct {
 	nudge chan struct{}
 	// poked says that something that disks wait for has happened.
 	poked chan struct{}
-	// podUID is the pod's, for streams.
-	podUID atomic.Pointer[types.UID]
 	// agent talks to the guest.
 	agent *agent
+	// stopped is closed when run has returned.
+	stopped chan struct{}
+	// podUID is the pod's, for streams. address is the guest's if it is leased, peer
+	// the tunnel endpoint of the migration's other end, admitting its loop: for other
+	// nodes' handlers and the loop itself.
+	podUID    atomic.Pointer[types.UID]
+	address4  atomic.Pointer[netip.Addr]
+	peer      atomic.Pointer[string]
+	admitting atomic.Pointer[migration.Loop]
 
 	// mu guards what streams use from other goroutines.
 	mu      sync.Mutex
@@ -53,21 +68,38 @@ type worker struct {
 
 func newWorker(n *Node, in *v1alpha1.Instance) *worker {
 	w := &worker{
-		node:   n,
-		log:    n.Log.WithValues("instance", in.Namespace+"/"+in.Name, "vm", in.Spec.VirtualMachine.Name),
-		memory: newMemory(in),
-		inbox:  make(chan *v1alpha1.Instance, 1),
-		nudge:  make(chan struct{}, 1),
-		poked:  make(chan struct{}, 1),
+		node:    n,
+		log:     n.Log.WithValues("instance", in.Namespace+"/"+in.Name, "vm", in.Spec.VirtualMachine.Name),
+		uid:     string(in.UID),
+		memory:  newMemory(in),
+		inbox:   make(chan *v1alpha1.Instance, 1),
+		nudge:   make(chan struct{}, 1),
+		poked:   make(chan struct{}, 1),
+		stopped: make(chan struct{}),
 	}
-	w.podUID.Store(&in.Spec.PodUID)
+	w.publish(in)
 	w.agent = newAgent(w.dialAgent, n.Now, w.log)
 	return w
 }
 
+// publish lets other goroutines know what they may need of the Instance.
+func (w *worker) publish(in *v1alpha1.Instance) {
+	w.podUID.Store(&in.Spec.PodUID)
+	endpoint := ""
+	if in.Spec.Migration != nil {
+		endpoint = in.Spec.Migration.Endpoint
+	}
+	w.peer.Store(&endpoint)
+	if n := in.Spec.Network; n != nil && n.AddressSource == v1alpha1.AddressFromLease {
+		if a, err := netip.ParseAddr(n.Address); err == nil {
+			w.address4.Store(&a)
+		}
+	}
+}
+
 // tell gives the worker a newer version of its Instance. Only one goroutine calls it.
 func (w *worker) tell(in *v1alpha1.Instance) {
-	w.podUID.Store(&in.Spec.PodUID)
+	w.publish(in)
 	select {
 	case <-w.inbox:
 	default:
@@ -90,6 +122,7 @@ func (w *worker) run(ctx context.Context) {
 	defer w.disconnect()
 	for ctx.Err() == nil {
 		w.attendAgent(ctx)
+		w.migrate(ctx)
 		next, wake := decide(w.memory, w.node.Now())
 		if next != "" {
 			w.perform(ctx, next)
@@ -113,6 +146,8 @@ func (w *worker) drain() {
 			w.heard(s, ok)
 		case r := <-w.agent.news:
 			w.memory.hearGuest(r)
+		case s := <-w.reports():
+			w.memory.migration = &s
 		default:
 			return
 		}
@@ -136,6 +171,8 @@ func (w *worker) wait(ctx context.Context, wake time.Time) {
 		w.heard(s, ok)
 	case r := <-w.agent.news:
 		w.memory.hearGuest(r)
+	case s := <-w.reports():
+		w.memory.migration = &s
 	case <-w.nudge:
 		w.memory.wired = false
 	case <-w.poked:
@@ -157,6 +194,7 @@ func (w *worker) heard(s wire.State, ok bool) {
 		return
 	}
 	w.memory.hear(w.node.Now(), &s)
+	w.steer()
 	if s.Exit != nil {
 		// The guest is no more: its network must not hold the pod's namespace.
 		w.unwire()
@@ -164,6 +202,7 @@ func (w *worker) heard(s wire.State, ok bool) {
 }
 
 func (w *worker) disconnect() {
+	w.endMigration()
 	if w.link != nil {
 		w.unwire()
 		w.link.close()
@@ -316,6 +355,7 @@ func (w *worker) connect(ctx context.Context) error {
 	w.link = l
 	m.disconnected()
 	m.hear(w.node.Now(), hello.State)
+	w.steer()
 	connections.Inc()
 	w.log.Info("connected to launcher", "phase", string(hello.State.Phase), "started", m.started())
 	return nil

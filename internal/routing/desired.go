@@ -22,6 +22,8 @@ type place struct {
 	node    string
 	phase   v1alpha1.InstancePhase
 	created time.Time
+	// left is true once the guest has gone to another Instance by a migration.
+	left bool
 }
 
 // desired decides everything. nodes has the internal address of every node.
@@ -42,7 +44,7 @@ func winners(places []place) map[netip.Addr]place {
 	best := map[netip.Addr]place{}
 	for _, p := range places {
 		old, taken := best[p.address]
-		if rank(p.phase) == 0 || p.node == "" {
+		if rank(p.phase) == 0 || p.node == "" || p.left {
 			continue
 		}
 		if !taken || rank(p.phase) > rank(old.phase) || rank(p.phase) == rank(old.phase) && p.created.Before(old.created) {

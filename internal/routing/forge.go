@@ -128,10 +128,18 @@ func places(instances []v1alpha1.Instance) []place {
 			continue
 		}
 		if a, err := netip.ParseAddr(n.Address); err == nil && a.Is4() {
-			out = append(out, place{address: a, node: in.Spec.NodeName, phase: in.Status.Phase, created: in.CreationTimestamp.Time})
+			out = append(out, place{address: a, node: in.Spec.NodeName, phase: in.Status.Phase, created: in.CreationTimestamp.Time, left: left(in)})
 		}
 	}
 	return out
+}
+
+// left says whether a machine's guest has gone from here by a migration: it goes on in
+// an Instance that may still be Starting.
+func left(in *v1alpha1.Instance) bool {
+	return in.Status.Phase == v1alpha1.InstancePaused && in.Status.PauseReason == "Migrated" ||
+		in.Spec.Migration != nil && in.Status.Migration != nil && in.Spec.Migration.ID == in.Status.Migration.ID &&
+			in.Spec.Migration.Role == v1alpha1.MigrationSource && in.Status.Migration.Phase == v1alpha1.MigrationCompleted
 }
 
 // Strip keeps of an object only what Reconcile reads, since every node holds all of
@@ -142,8 +150,8 @@ func Strip() toolscache.TransformFunc {
 		case *v1alpha1.Instance:
 			return &v1alpha1.Instance{
 				TypeMeta: o.TypeMeta, ObjectMeta: bare(o.ObjectMeta),
-				Spec:   v1alpha1.InstanceSpec{NodeName: o.Spec.NodeName, Network: o.Spec.Network},
-				Status: v1alpha1.InstanceStatus{Phase: o.Status.Phase},
+				Spec:   v1alpha1.InstanceSpec{NodeName: o.Spec.NodeName, Network: o.Spec.Network, Migration: o.Spec.Migration},
+				Status: status(o),
 			}, nil
 		case *corev1.Node:
 			return &corev1.Node{
@@ -154,6 +162,15 @@ func Strip() toolscache.TransformFunc {
 			return obj, nil
 		}
 	}
+}
+
+// status keeps the two facts of a migration; its progress is nobody's business here.
+func status(o *v1alpha1.Instance) v1alpha1.InstanceStatus {
+	s := v1alpha1.InstanceStatus{Phase: o.Status.Phase, PauseReason: o.Status.PauseReason}
+	if m := o.Status.Migration; m != nil {
+		s.Migration = &v1alpha1.MigrationStatus{ID: m.ID, Phase: m.Phase}
+	}
+	return s
 }
 
 func bare(m metav1.ObjectMeta) metav1.ObjectMeta {

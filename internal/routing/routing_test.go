@@ -34,16 +34,18 @@ func TestDesired(t *testing.T) {
 		places []place
 		want   map[netip.Addr]netip.Addr
 	}{
-		"a machine on another node has a route":            {[]place{{vm5, "b", v1alpha1.InstanceRunning, early}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
-		"a machine here is left to the CNI's route":        {[]place{{vm5, "a", v1alpha1.InstanceRunning, early}}, nil},
-		"a starting machine can already be reached":        {[]place{{vm5, "b", v1alpha1.InstanceStarting, early}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
-		"a stopped one has none":                           {[]place{{vm5, "b", v1alpha1.InstanceStopped, early}}, nil},
-		"one that has not begun has none":                  {[]place{{vm5, "b", v1alpha1.InstancePending, early}}, nil},
-		"a node that is unknown gets none":                 {[]place{{vm5, "c", v1alpha1.InstanceRunning, early}}, nil},
-		"an address outside the ranges is none of ours":    {[]place{{netip.MustParseAddr("10.67.0.1"), "b", v1alpha1.InstanceRunning, early}}, nil},
-		"while a migration prepares, the source has it":    {[]place{{vm5, "a", v1alpha1.InstanceStarting, late}, {vm5, "b", v1alpha1.InstanceRunning, early}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
-		"the end of the predecessor does not take it away": {[]place{{vm5, "b", v1alpha1.InstanceRunning, late}, {vm5, "a", v1alpha1.InstanceStopped, early}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
-		"between two equals the elder has it":              {[]place{{vm5, "a", v1alpha1.InstanceStarting, late}, {vm5, "b", v1alpha1.InstanceStarting, early}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"a machine on another node has a route":            {[]place{{vm5, "b", v1alpha1.InstanceRunning, early, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"a machine here is left to the CNI's route":        {[]place{{vm5, "a", v1alpha1.InstanceRunning, early, false}}, nil},
+		"a starting machine can already be reached":        {[]place{{vm5, "b", v1alpha1.InstanceStarting, early, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"a stopped one has none":                           {[]place{{vm5, "b", v1alpha1.InstanceStopped, early, false}}, nil},
+		"one that has not begun has none":                  {[]place{{vm5, "b", v1alpha1.InstancePending, early, false}}, nil},
+		"a node that is unknown gets none":                 {[]place{{vm5, "c", v1alpha1.InstanceRunning, early, false}}, nil},
+		"an address outside the ranges is none of ours":    {[]place{{netip.MustParseAddr("10.67.0.1"), "b", v1alpha1.InstanceRunning, early, false}}, nil},
+		"while a migration prepares, the source has it":    {[]place{{vm5, "a", v1alpha1.InstanceStarting, late, false}, {vm5, "b", v1alpha1.InstanceRunning, early, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"the end of the predecessor does not take it away": {[]place{{vm5, "b", v1alpha1.InstanceRunning, late, false}, {vm5, "a", v1alpha1.InstanceStopped, early, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"a guest that has left is where it goes on":        {[]place{{vm5, "a", v1alpha1.InstancePaused, early, true}, {vm5, "b", v1alpha1.InstanceStarting, late, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"even if it has to stand still there":              {[]place{{vm5, "a", v1alpha1.InstancePaused, early, true}, {vm5, "b", v1alpha1.InstancePaused, late, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
+		"between two equals the elder has it":              {[]place{{vm5, "a", v1alpha1.InstanceStarting, late, false}, {vm5, "b", v1alpha1.InstanceStarting, early, false}}, map[netip.Addr]netip.Addr{vm5: nodeB}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -188,7 +188,7 @@ func TestHandlerRequests(t *testing.T) {
 		"another node's name is denied":                {account, bound, pki.Leaf{CommonName: "virt-handler:other"}, nil, certificatesv1.CertificateDenied},
 		"a token without a node is denied":             {account, nil, pki.Leaf{CommonName: "virt-handler:" + node}, nil, certificatesv1.CertificateDenied},
 		"another account is denied":                    {"system:serviceaccount:" + k.platform.Namespace + ":dvcr", bound, pki.Leaf{CommonName: "virt-handler:" + node}, nil, certificatesv1.CertificateDenied},
-		"a client certificate is denied":               {account, bound, pki.Leaf{CommonName: "virt-handler:" + node}, []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth}, certificatesv1.CertificateDenied},
+		"a use beyond server and client is denied":     {account, bound, pki.Leaf{CommonName: "virt-handler:" + node}, []certificatesv1.KeyUsage{certificatesv1.UsageCodeSigning}, certificatesv1.CertificateDenied},
 		"another subject is denied":                    {account, bound, pki.Leaf{CommonName: "virtualization-api"}, nil, certificatesv1.CertificateDenied},
 	}
 	i := 0

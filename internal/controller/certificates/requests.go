@@ -83,7 +83,7 @@ func (r *requests) check(csr *certificatesv1.CertificateSigningRequest) (node st
 		return "", nil, refusal(fmt.Sprintf("the token is bound to node %s, the request is for %q", claim[0], request.Subject.CommonName))
 	}
 	for _, usage := range csr.Spec.Usages {
-		if !slices.Contains([]certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}, usage) {
+		if !slices.Contains([]certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth, certificatesv1.UsageClientAuth}, usage) {
 			return "", nil, refusal(fmt.Sprintf("usage %q is not possible", usage))
 		}
 	}
@@ -104,7 +104,7 @@ func (r *requests) sign(ctx context.Context, csr *certificatesv1.CertificateSign
 	if err != nil {
 		return err
 	}
-	leaf := pki.Leaf{CommonName: HandlerCommonName(name), DNSNames: []string{name}, Server: true}
+	leaf := pki.Leaf{CommonName: HandlerCommonName(name), DNSNames: []string{name}, Server: true, Client: true}
 	for _, address := range node.Status.Addresses {
 		if ip := net.ParseIP(address.Address); ip != nil {
 			leaf.IPs = append(leaf.IPs, ip)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path"
 	"strings"
@@ -115,10 +116,11 @@ func (n Node) DiskFile(pod types.UID, volume string, readOnly bool) (Disk, error
 	return disk, nil
 }
 
-// BlockDevice opens a block volume. A writable device is opened exclusively: the
-// second open of the same device on this node fails, through whatever device node
-// it comes.
-func (n Node) BlockDevice(pod types.UID, volume string, readOnly bool) (Disk, error) {
+// BlockDevice opens a block volume. A writable device is opened exclusively, unless it
+// is paired: the second open of the same device on this node fails, through whatever
+// device node it comes. Paired is the device of a machine that arrives by a migration
+// and is still in the hands of its source.
+func (n Node) BlockDevice(pod types.UID, volume string, readOnly, paired bool) (Disk, error) {
 	dir, err := n.openPod(pod)
 	if err != nil {
 		return Disk{}, err
@@ -142,7 +144,7 @@ func (n Node) BlockDevice(pod types.UID, volume string, readOnly bool) (Disk, er
 		return Disk{}, fmt.Errorf("open device of volume %s: %w", volume, err)
 	}
 	flags := mode(readOnly)
-	if !readOnly {
+	if !readOnly && !paired {
 		flags |= unix.O_EXCL
 	}
 	disk, err := reopen(device, flags)
@@ -222,6 +224,77 @@ func findDevice(pod *os.File, volume string) (string, error) {
 		return string(target[:n]), nil
 	}
 	return "", fmt.Errorf("find device of volume %s: %w", volume, ErrNotMounted)
+}
+
+// Listener is a socket in a pod's run directory.
+type Listener struct {
+	*net.UnixListener
+	dir  *os.File
+	name string
+}
+
+// Listen makes a stream socket in the pod's run directory that a user of the pod may
+// connect to. What lies there under its name is removed.
+func (n Node) Listen(pod types.UID, name string, user int) (*Listener, error) {
+	dir, err := n.RunDir(pod)
+	if err != nil {
+		return nil, err
+	}
+	l, err := ListenIn(dir, name, user)
+	if err != nil {
+		_ = dir.Close()
+	}
+	return l, err
+}
+
+// ListenIn does so in an open directory, which the listener owns from then on.
+func ListenIn(dir *os.File, name string, user int) (*Listener, error) {
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("remove old socket %s: %w", name, err)
+	}
+	// bind(2) follows no link in the last place and replaces nothing.
+	address := &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), Net: "unix"}
+	inner, err := net.ListenUnix("unix", address)
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", name, err)
+	}
+	inner.SetUnlinkOnClose(false) // by its path, which means nothing once dir is closed
+	if err := giveTo(dir, name, user); err != nil {
+		_ = inner.Close()
+		return nil, err
+	}
+	return &Listener{UnixListener: inner, dir: dir, name: name}, nil
+}
+
+// giveTo makes a user the owner of the socket that we have just made, and of nothing
+// that the pod may have put in its place: nothing else in its reach is a socket of ours.
+func giveTo(dir *os.File, name string, user int) error {
+	f, err := openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW, beneath|unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return fmt.Errorf("open socket %s: %w", name, err)
+	}
+	defer f.Close()
+	if err := checkType(f, unix.S_IFSOCK, "a socket"); err != nil {
+		return fmt.Errorf("open socket %s: %w", name, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("stat socket %s: %w", name, err)
+	}
+	if int(st.Uid) != os.Getuid() {
+		return fmt.Errorf("open socket %s: somebody else's", name)
+	}
+	if err := unix.Fchownat(int(f.Fd()), "", user, user, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("give socket %s to user %d: %w", name, user, err)
+	}
+	return nil
+}
+
+// Close stops listening and removes the socket.
+func (l *Listener) Close() error {
+	err := l.UnixListener.Close()
+	_ = unix.Unlinkat(int(l.dir.Fd()), l.name, 0)
+	return errors.Join(err, l.dir.Close())
 }
 
 // list returns the names in a directory of the pod; a missing one is empty.

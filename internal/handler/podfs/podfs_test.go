@@ -228,7 +228,7 @@ func TestBlockDevice(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n, dir := node(t)
 			c.prepare(t, n, dir)
-			disk, err := n.BlockDevice(pod, "pv-1", false)
+			disk, err := n.BlockDevice(pod, "pv-1", false, false)
 			if err == nil {
 				_ = disk.File.Close()
 				t.Fatal("opened")
@@ -266,18 +266,18 @@ func TestBlockDeviceIsExclusive(t *testing.T) {
 		}
 		symlink(t, "/dev/"+name, filepath.Join(dir, "volumeDevices/kubernetes.io~csi", name))
 	}
-	first, err := n.BlockDevice(pod, "one", false)
+	first, err := n.BlockDevice(pod, "one", false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second, err := n.BlockDevice(pod, "two", false); !errors.Is(err, unix.EBUSY) {
+	if second, err := n.BlockDevice(pod, "two", false, false); !errors.Is(err, unix.EBUSY) {
 		if err == nil {
 			_ = second.File.Close()
 		}
 		t.Errorf("second open: %v, want %v", err, unix.EBUSY)
 	}
 	_ = first.File.Close()
-	again, err := n.BlockDevice(pod, "two", false)
+	again, err := n.BlockDevice(pod, "two", false, false)
 	if err != nil {
 		t.Fatalf("after the first was closed: %v", err)
 	}
