@@ -153,13 +153,15 @@ func diskSizeChange(old, disk *v1alpha2.VirtualDisk) error {
 		}
 		present = &capacity
 	}
-	switch after.Cmp(*present) {
-	case 0:
+	switch {
+	case after.Cmp(*present) == 0:
 		return nil
-	case -1:
+	case after.Cmp(*present) < 0:
 		return fmt.Errorf("spec.persistentVolumeClaim.size can not shrink from %s to %s: a disk only grows", present, after)
+	case old.Status.Phase != v1alpha2.DiskReady && old.Status.Phase != v1alpha2.DiskResizing:
+		return fmt.Errorf("spec.persistentVolumeClaim.size can not be changed in phase %s", old.Status.Phase)
 	}
-	return fmt.Errorf("spec.persistentVolumeClaim.size can not grow from %s to %s: resizing a disk that is %s is not supported yet", present, after, old.Status.Phase)
+	return nil
 }
 
 // class refuses a StorageClass that is named and cannot be used.

@@ -73,7 +73,9 @@ func TestDiskUpdate(t *testing.T) {
 		},
 		"a pending disk may shrink":   {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskPending)), disk: testkit.Disk("a").Size("1Gi")},
 		"a ready disk may not shrink": {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskReady)), disk: testkit.Disk("a").Size("1Gi"), wantErr: "only grows"},
-		"resize is not built yet":     {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskReady)), disk: testkit.Disk("a").Size("3Gi"), wantErr: "not supported yet"},
+		"a ready disk may grow":       {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskReady)), disk: testkit.Disk("a").Size("3Gi")},
+		"a growing disk may grow on":  {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskResizing)), disk: testkit.Disk("a").Size("3Gi")},
+		"a lost disk may not":         {old: testkit.Disk("a").Size("2Gi").With(phase(v1alpha2.DiskPVCLost)), disk: testkit.Disk("a").Size("3Gi"), wantErr: "can not be changed in phase"},
 		"the size of a failed disk is raised": {
 			old: testkit.Disk("a").FromImage("debian").Size("1Gi").With(phase(v1alpha2.DiskFailed)), disk: testkit.Disk("a").FromImage("debian").Size("2Gi"),
 		},

@@ -324,20 +324,6 @@ func shuffled(t *testing.T, w *world, d steps.Decision, s v1alpha2.VirtualDiskSt
 	}
 }
 
-func TestResizeIsNotBuiltYet(t *testing.T) {
-	w := blank(begun, claimed, done, func(w *world) {
-		w.disk.Spec.PersistentVolumeClaim.Size = testkit.Disk("x").Size("2Gi").Object().Spec.PersistentVolumeClaim.Size
-	})
-	d := steps.Decide(w, all()...)
-	got := d.Outcome(v1alpha2.DiskConditionResizing)
-	if got.Reason != "NotAvailable" || got.Message != "Resizing is not supported yet: the disk keeps its size of 1Gi" {
-		t.Errorf("Resizing: %s %q", got.Reason, got.Message)
-	}
-	if s := show(w, d, nil); s.Phase != v1alpha2.DiskReady || s.Capacity != "1Gi" || acts(d) != "" {
-		t.Errorf("phase %s, capacity %s, acts %q", s.Phase, s.Capacity, acts(d))
-	}
-}
-
 func TestStatusNamesMachines(t *testing.T) {
 	w := blank(begun, claimed, done, held, func(w *world) { w.machines = []string{"vm", "other"} })
 	s := show(w, steps.Decide(w, all()...), nil)

@@ -79,6 +79,7 @@ func New(o Options) *Reconciler { return &Reconciler{Options: o} }
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualdisks/finalizers,verbs=update
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualdisks/status,verbs=patch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualimages,verbs=get;list;watch
+// +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachineblockdeviceattachments,verbs=get;list;watch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=virtualmachines,verbs=get;list;watch
 
 // Reconcile makes one pass: observe, decide, act, status, patch.
@@ -112,7 +113,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 	after.Status = show(w, d, errs)
 	err = steps.PatchStatus(ctx, r.Client, disk, after)
 	if err == nil {
-		steps.Emit(r.Recorder, disk, events(steps.Transitions(disk.Status.Conditions, after.Status.Conditions, d)))
+		steps.Emit(r.Recorder, disk, events(steps.Transitions(disk.Status.Conditions, after.Status.Conditions, withoutGrowth(d))))
+		steps.Emit(r.Recorder, disk, growthEvents(disk, after))
 	}
 	return steps.Result(d, errs, err)
 }
@@ -290,6 +292,9 @@ func (r *Reconciler) observeMachines(ctx context.Context, w *world) error {
 	for i := range machines.Items {
 		w.machines = append(w.machines, machines.Items[i].Name)
 	}
+	if err := r.observeAttachments(ctx, w); err != nil {
+		return err
+	}
 	instances := &instancev1.InstanceList{}
 	err = r.Client.List(ctx, instances, client.InNamespace(w.disk.Namespace), client.MatchingFields{instancesByClaim: w.claimName()})
 	if err != nil {
@@ -297,6 +302,7 @@ func (r *Reconciler) observeMachines(ctx context.Context, w *world) error {
 	}
 	for i := range instances.Items {
 		if in := &instances.Items[i]; in.Status.Exit == nil {
+			w.processes = append(w.processes, in)
 			w.holders = append(w.holders, in.Spec.VirtualMachine.Name)
 		}
 	}

@@ -30,11 +30,12 @@ import (
 
 // Names of the field indexes of this controller.
 const (
-	machinesByDisk   = "disk.name"
-	instancesByClaim = "disk.claim"
-	volumesByClaim   = "disk.claimRef"
-	disksByImage     = "disk.image"
-	disksByClass     = "disk.class"
+	machinesByDisk    = "disk.name"
+	attachmentsByDisk = "disk.attachment"
+	instancesByClaim  = "disk.claim"
+	volumesByClaim    = "disk.claimRef"
+	disksByImage      = "disk.image"
+	disksByClass      = "disk.class"
 )
 
 // unsettled is the key in disksByClass of every disk that is not ready yet: those
@@ -70,6 +71,7 @@ func setup(ctx context.Context, m ctrl.Manager, o Options) error {
 		value client.IndexerFunc
 	}{
 		{&v1alpha2.VirtualMachine{}, machinesByDisk, disksOf},
+		{&v1alpha2.VirtualMachineBlockDeviceAttachment{}, attachmentsByDisk, attachedDiskOf},
 		{&instancev1.Instance{}, instancesByClaim, claimsOf},
 		{&corev1.PersistentVolume{}, volumesByClaim, claimRefOf},
 		{&v1alpha2.VirtualDisk{}, disksByImage, imageOf},
@@ -92,6 +94,7 @@ func setup(ctx context.Context, m ctrl.Manager, o Options) error {
 		Watches(&storagev1.StorageClass{}, handler.EnqueueRequestsFromMapFunc(r.ofClass)).
 		Watches(&deckhousev1alpha1.ModuleConfig{}, handler.EnqueueRequestsFromMapFunc(r.ofClass)).
 		Watches(&v1alpha2.VirtualMachine{}, handler.EnqueueRequestsFromMapFunc(r.ofMachine)).
+		Watches(&v1alpha2.VirtualMachineBlockDeviceAttachment{}, handler.EnqueueRequestsFromMapFunc(ofAttachment)).
 		Watches(&instancev1.Instance{}, handler.EnqueueRequestsFromMapFunc(r.ofInstance)).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.ofNode), builder.WithPredicates(fencing())).
 		Complete(r)

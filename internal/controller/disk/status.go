@@ -46,6 +46,9 @@ func phase(w *world, d steps.Decision, s stage) v1alpha2.DiskPhase {
 		if failed {
 			return v1alpha2.DiskPVCLost
 		}
+		if d.Outcome(v1alpha2.DiskConditionResizing).Reason == v1alpha2.DiskReasonInProgress.String() {
+			return v1alpha2.DiskResizing
+		}
 		return v1alpha2.DiskReady
 	case blocked:
 		if failed {

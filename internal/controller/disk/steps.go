@@ -187,17 +187,6 @@ func inUse(w *world) (steps.Outcome, steps.Act) {
 	return steps.Done(v1alpha2.DiskReasonAttachedToVirtualMachine.String(), "Attached to VirtualMachine %s", strings.Join(w.holders, ", ")), nil
 }
 
-// resizing tells that a finished disk cannot grow yet. Admission refuses such a
-// change; it can still come from a time without webhooks.
-func resizing(w *world) (steps.Outcome, steps.Act) {
-	size := w.disk.Spec.PersistentVolumeClaim.Size
-	if w.stage() != finished || size == nil || plan.RoundDiskSize(size.Value()) <= w.record.Result.VirtualSize {
-		return steps.Absent(), nil
-	}
-	return steps.Failed(v1alpha2.DiskReasonNotAvailable.String(), "Resizing is not supported yet: the disk keeps its size of %s",
-		quantity(w.record.Result.VirtualSize)), nil
-}
-
 // terminating waits for machines, then for everything that was made, then lets the disk go.
 func terminating(w *world) (steps.Outcome, steps.Act) {
 	pending := func(format string, args ...any) (steps.Outcome, steps.Act) {

@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
+	instancev1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/attempt"
 	"orlop.dev/orlop/internal/importer"
 	"orlop.dev/orlop/internal/plan"
@@ -49,6 +50,8 @@ type world struct {
 	// machines are the names of those that refer to the disk, holders of those whose
 	// process has it open.
 	machines, holders []string
+	// processes are those that have the disk's claim and have not ended.
+	processes []*instancev1.Instance
 	// run makes the named writes; see acts.go.
 	run runner
 }
