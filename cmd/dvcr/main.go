@@ -1,5 +1,5 @@
 // Command dvcr is the registry of the module: it keeps the images of virtual
-// machines on a volume and serves them to pods and nodes that hold a token.
+// machines on a volume and serves them to pods that hold a token and to the handlers of nodes.
 package main
 
 import (
@@ -23,6 +23,7 @@ import (
 type options struct {
 	dir, listen, health string
 	tlsDir, jwks        string
+	handlerCA           string
 	maxBlob, reserve    int64
 }
 
@@ -49,6 +50,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.health, "health", ":8081", "address of /healthz and /readyz")
 	f.StringVar(&o.tlsDir, "tls-dir", "/etc/dvcr/tls", "folder with tls.crt and tls.key; followed when they change")
 	f.StringVar(&o.jwks, "jwks", "/etc/dvcr/jwks/jwks.json", "public keys that tokens are checked with; followed when they change")
+	f.StringVar(&o.handlerCA, "handler-ca", "/etc/dvcr/handler/handler-ca.crt", "authority of the node agents, which may pull with their certificate; followed when it changes")
 	f.Int64Var(&o.maxBlob, "max-blob-size", registry.DefaultMaxBlob, "largest blob taken, in bytes")
 	f.Int64Var(&o.reserve, "reserve", registry.DefaultReserve, "what uploads leave free on the volume, in bytes")
 	return c
@@ -64,9 +66,10 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	identity := &pki.Files{CertFile: filepath.Join(o.tlsDir, "tls.crt"), KeyFile: filepath.Join(o.tlsDir, "tls.key")}
+	handlers := &pki.Files{RootsFile: o.handlerCA}
 	log.Info("serving", "address", o.listen, "dir", o.dir, "version", version.Version())
 	jobs, ctx := errgroup.WithContext(ctx)
-	jobs.Go(func() error { return registry.Serve(ctx, o.listen, identity, h) })
+	jobs.Go(func() error { return registry.Serve(ctx, o.listen, identity, handlers, h) })
 	jobs.Go(func() error { return registry.ServeHealth(ctx, o.health, o.dir) })
 	return jobs.Wait()
 }

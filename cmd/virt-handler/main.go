@@ -29,6 +29,7 @@ import (
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/handler"
+	"orlop.dev/orlop/internal/handler/images"
 	"orlop.dev/orlop/internal/handler/kvm"
 	"orlop.dev/orlop/internal/handler/podfs"
 	"orlop.dev/orlop/internal/handler/tunnel"
@@ -41,6 +42,8 @@ type options struct {
 	hostRoot, kubeletDir   string
 	healthAddr, streamAddr string
 	nodeAddress            string
+	imageDir               string
+	imageLimit             int64
 }
 
 func main() {
@@ -59,6 +62,8 @@ func main() {
 	flag.StringVar(&o.healthAddr, "health-address", ":4100", "address of metrics and health")
 	flag.StringVar(&o.streamAddr, "stream-address", ":4101", "address of consoles and forwarded ports")
 	flag.StringVar(&o.nodeAddress, "node-address", os.Getenv("NODE_IP"), "address at which other nodes reach this one for migrations (default: the variable NODE_IP)")
+	flag.StringVar(&o.imageDir, "image-dir", "/var/lib/orlop-images", "folder of images that machines of this node have attached")
+	flag.Int64Var(&o.imageLimit, "image-limit", images.DefaultLimit, "how much that folder may hold, in bytes")
 	logging := zap.Options{}
 	logging.BindFlags(flag.CommandLine)
 	flag.Parse()
@@ -102,9 +107,14 @@ func run(ctx context.Context, o options, log logr.Logger) error {
 		Log:         log,
 	}
 	certificate := &handler.Certificate{NodeName: o.nodeName, Cache: m.GetCache(), Client: watcher, Now: time.Now, Log: log}
+	kept := &images.Cache{
+		Dir: o.imageDir, Limit: o.imageLimit, InUse: node.ImagesInUse, Now: time.Now, Log: log,
+		Source: images.Registry{TLS: certificate.RegistryClient(watcher, o.namespace)},
+	}
+	node.Images = kept
 	endpoint := net.JoinHostPort(o.nodeAddress, strconv.Itoa(tunnel.Port))
 	node.Tunnel = &handler.Tunnel{Endpoint: endpoint, Client: certificate.TunnelClient}
-	for _, r := range []manager.Runnable{node, certificate, streamServer(o.streamAddr, node, certificate), tunnelServer(node, certificate, log)} {
+	for _, r := range []manager.Runnable{kept, node, certificate, streamServer(o.streamAddr, node, certificate), tunnelServer(node, certificate, log)} {
 		if err := m.Add(r); err != nil {
 			return fmt.Errorf("add to manager: %w", err)
 		}

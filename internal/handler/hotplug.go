@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/handler/images"
 	"orlop.dev/orlop/internal/qemu"
 	"orlop.dev/orlop/internal/wire"
 )
@@ -255,6 +256,9 @@ func (w *worker) resize(ctx context.Context, d v1alpha1.Disk) error {
 // plugFailure is a failed act on a disk in words for the status.
 func plugFailure(a act, err error) string {
 	verb, _, _ := plugOf(a)
+	if coming, ok := errors.AsType[*images.Fetching](err); ok {
+		return "Waiting: " + coming.Error()
+	}
 	if e, ok := errors.AsType[*wire.Error](err); ok && e.Code == wire.CodeUnsupported {
 		return fmt.Sprintf("Cannot %s the device: the machine was started by an older release; it can change its devices after its next start", verb)
 	}

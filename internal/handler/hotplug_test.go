@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/handler/images"
 	"orlop.dev/orlop/internal/handler/podfs"
 	"orlop.dev/orlop/internal/testkit"
 	"orlop.dev/orlop/internal/wire"
@@ -151,20 +152,27 @@ func TestHotPlugOnANode(t *testing.T) {
 	n := newTestNode(t)
 	p := n.pod()
 	in := n.create(p, "virt-launcher-linux-1")
-	_, stop := n.run()
+	n.images = &slowImages{path: filepath.Join(t.TempDir(), "image")}
+	node, stop := n.run()
 	p.launch(t, launcherUID, true)
 	n.await(in, "run", inPhase(v1alpha1.InstanceRunning))
 
 	good := v1alpha1.Disk{ID: "vd-good", Bus: "scsi", Slot: 5, Source: n.attachmentPod("good", 8192)}
 	stuck := v1alpha1.Disk{ID: "vd-stuck", Bus: "scsi", Slot: 6, Source: n.attachmentPod("stuck", 4096)}
 	bad := v1alpha1.Disk{ID: "vd-bad", Bus: "scsi", Slot: 7, Source: on("missing")}
-	n.patch(in, func(s *v1alpha1.InstanceSpec) { s.Machine.Disks = append(s.Machine.Disks, bad, good, stuck) })
+	image := v1alpha1.Disk{ID: "vi-image", Bus: "scsi", Slot: 8, Source: v1alpha1.VolumeSource{Image: &v1alpha1.ImageSource{Reference: "host/image@sha256:0", Format: "iso"}}}
+	n.patch(in, func(s *v1alpha1.InstanceSpec) {
+		s.Machine.Disks = append(s.Machine.Disks, bad, image, good, stuck)
+	})
 	s := n.await(in, "have the disks", func(s v1alpha1.InstanceStatus) bool {
 		g, k, b := status(s, "vd-good"), status(s, "vd-stuck"), status(s, "vd-bad")
-		return g.Attached && k.Attached && !b.Attached && strings.Contains(b.Message, "missing")
+		return status(s, "vi-image").Attached && g.Attached && k.Attached && !b.Attached && strings.Contains(b.Message, "missing")
 	})
 	if size := status(s, "vd-good").Size; size != 8192 {
 		t.Errorf("the launcher was given a file of %d bytes", size)
+	}
+	if used := node.ImagesInUse(); len(used) != 1 || used[0] != image.Source.Image.Reference {
+		t.Errorf("got %v as the images in use", used)
 	}
 	if held := openDisks(t); len(held) != 0 {
 		t.Errorf("the handler keeps %v open", held)
@@ -179,6 +187,25 @@ func TestHotPlugOnANode(t *testing.T) {
 	if d := status(s, "vd-stuck"); !d.Attached || d.Message != "Waiting for the guest" {
 		t.Errorf("got %+v", d)
 	}
+}
+
+// slowImages has an image only when it is asked for the second time.
+type slowImages struct {
+	path  string
+	asked bool
+}
+
+func (i *slowImages) Open(_ string, ready func()) (podfs.Disk, error) {
+	if !i.asked {
+		i.asked = true
+		time.AfterFunc(10*time.Millisecond, ready)
+		return podfs.Disk{}, &images.Fetching{Size: 1 << 20}
+	}
+	if err := os.WriteFile(i.path, []byte("image"), 0o400); err != nil {
+		return podfs.Disk{}, err
+	}
+	f, err := os.Open(i.path)
+	return podfs.Disk{File: f, Buffered: true}, err
 }
 
 func status(s v1alpha1.InstanceStatus, id string) v1alpha1.DiskStatus {

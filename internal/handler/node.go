@@ -39,6 +39,8 @@ type Node struct {
 	FS podfs.Node
 	// Accelerator that really runs guests here.
 	Accelerator v1alpha1.Accelerator
+	// Images are the node's copies of images.
+	Images Images
 	// Cache watches the Instances of this node and its Node object, and no others.
 	Cache cache.Cache
 	// Client writes.

@@ -51,6 +51,7 @@ type testNode struct {
 	client    client.Client
 	namespace string
 	fs        podfs.Node
+	images    Images
 	next      int
 }
 
@@ -87,7 +88,7 @@ func (n *testNode) run() (node *Node, stop func()) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	node = &Node{Name: "node-1", FS: n.fs, Accelerator: v1alpha1.AcceleratorTCG, Cache: ch, Client: n.client, Reader: n.client, Now: time.Now, Log: testr.New(n.t)}
+	node = &Node{Name: "node-1", FS: n.fs, Accelerator: v1alpha1.AcceleratorTCG, Images: n.images, Cache: ch, Client: n.client, Reader: n.client, Now: time.Now, Log: testr.New(n.t)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = ch.Start(ctx) })

@@ -116,8 +116,15 @@ func (n *Node) packDisk(ctx context.Context, p *parcel, in *v1alpha1.Instance, d
 			return errors.New("its file system has no direct I/O, which a writable disk needs")
 		}
 		return nil
+	case d.Source.Image != nil:
+		disk, err := n.openImage(in, d)
+		if err != nil {
+			return err
+		}
+		p.start.Disks = append(p.start.Disks, wire.StartDisk{ID: d.ID, FDs: []int{p.add(disk.File)}})
+		return nil
 	default:
-		return errors.New("images cannot be attached by this release")
+		return errors.New("its source is not known to this release")
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
+	"orlop.dev/orlop/internal/handler/images"
 	"orlop.dev/orlop/internal/handler/migration"
 	"orlop.dev/orlop/internal/handler/network"
 	"orlop.dev/orlop/internal/wire"
@@ -57,6 +58,8 @@ type worker struct {
 	address4  atomic.Pointer[netip.Addr]
 	peer      atomic.Pointer[string]
 	admitting atomic.Pointer[migration.Loop]
+	// images are the references that the Instance names, for the node's cache.
+	images atomic.Pointer[[]string]
 
 	// mu guards what streams use from other goroutines.
 	mu      sync.Mutex
@@ -79,6 +82,7 @@ func newWorker(n *Node, in *v1alpha1.Instance) *worker {
 	}
 	w.publish(in)
 	w.agent = newAgent(w.dialAgent, n.Now, w.log)
+	w.images.Store(imagesOf(in))
 	return w
 }
 
@@ -100,6 +104,7 @@ func (w *worker) publish(in *v1alpha1.Instance) {
 // tell gives the worker a newer version of its Instance. Only one goroutine calls it.
 func (w *worker) tell(in *v1alpha1.Instance) {
 	w.publish(in)
+	w.images.Store(imagesOf(in))
 	select {
 	case <-w.inbox:
 	default:
@@ -249,6 +254,9 @@ func problem(a act, pod string, err error) string {
 	case actConnect:
 		return fmt.Sprintf("Launcher of pod %s cannot be reached: %v", pod, err)
 	case actStart:
+		if coming, ok := errors.AsType[*images.Fetching](err); ok {
+			return "Waiting for an image: " + coming.Error()
+		}
 		return fmt.Sprintf("Cannot start QEMU: %v", err)
 	case actWire:
 		return fmt.Sprintf("Cannot connect the guest's network: %v", err)

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -22,10 +24,31 @@ const (
 )
 
 // Serve serves the handler over TLS until the context ends, then lets transfers
-// finish for a while.
-func Serve(ctx context.Context, address string, identity pki.Identity, h http.Handler) error {
-	s := &http.Server{Addr: address, Handler: h, TLSConfig: pki.ServerConfig(identity, nil), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
+// finish for a while. Node agents may show a certificate of their authority, handlers,
+// instead of a token.
+func Serve(ctx context.Context, address string, identity pki.Identity, handlers pki.Trust, h http.Handler) error {
+	s := &http.Server{Addr: address, Handler: h, TLSConfig: tlsConfig(identity, handlers), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	return serve(ctx, s, func() error { return s.ListenAndServeTLS("", "") })
+}
+
+// tlsConfig asks clients for a certificate and goes on without one.
+func tlsConfig(identity pki.Identity, handlers pki.Trust) *tls.Config {
+	config := pki.ServerConfig(identity, orNobody{handlers})
+	config.ClientAuth = tls.VerifyClientCertIfGiven
+	return config
+}
+
+// orNobody trusts nobody for as long as it is not known whom to trust: those who bring
+// a token do not have to wait for that.
+type orNobody struct{ pki.Trust }
+
+// Roots implements pki.Trust.
+func (o orNobody) Roots() (*x509.CertPool, error) {
+	roots, err := o.Trust.Roots()
+	if err != nil {
+		return x509.NewCertPool(), nil
+	}
+	return roots, nil
 }
 
 // ServeHealth serves /healthz (the process) and /readyz (the volume) over plain
