@@ -118,6 +118,10 @@ test-qemu: guests ## test the machine against a real QEMU with a tiny guest
 e2e: deps build images guests ## test user stories on an embedded cluster of its own
 	$(TEST) -tags e2e -timeout 60m -count=1 -p 1 ./test/e2e/...
 
+.PHONY: stress
+stress: deps build images guests ## two hundred random changes of a running machine's disks, on a cluster of its own
+	ORLOP_STRESS=200 $(TEST) -tags e2e -timeout 60m -count=1 -v -run Stress ./test/e2e
+
 .PHONY: bench-start
 bench-start: up guests ## measure the start of a guest against QEMU alone, on the cluster of `make up`
 	$(GO) run ./test/bench/start
