@@ -47,14 +47,6 @@ func TestStory11HotPlug(t *testing.T) {
 			t.Errorf("a disk shrinks: %v %s", err, output)
 		}
 	})
-	t.Run("an image is attached, read-only", func(t *testing.T) {
-		apply(t, ns, attachment("tiny", "VirtualImage", "tiny"))
-		reaches(t, soon, ns, "vmbda/tiny", ".status.phase", "Attached")
-		eventually(t, soon, "the guest has a disk that it cannot write", func() bool { return g.ask("cat /sys/block/sd*/ro | grep -cx 1") == 1 })
-		if got := condition(t, ns, "vi/tiny", "InUse"); !strings.HasPrefix(got, "True AttachedToVirtualMachine") {
-			t.Errorf("InUse is %q", got)
-		}
-	})
 	t.Run("the machine's own list changes", func(t *testing.T) {
 		g.lists("root", "more")
 		g.sees(32 << 20)

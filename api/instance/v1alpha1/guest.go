@@ -32,20 +32,28 @@ type Guest struct {
 
 // GuestOS is the answer to guest-get-osinfo, field by field (QEMU guest agent protocol reference).
 type GuestOS struct {
+	// ID such as "debian".
 	// +optional
 	ID string `json:"id,omitempty"`
+	// Name such as "Debian GNU/Linux".
 	// +optional
 	Name string `json:"name,omitempty"`
+	// PrettyName such as "Debian GNU/Linux 13 (trixie)".
 	// +optional
 	PrettyName string `json:"prettyName,omitempty"`
+	// Version such as "13 (trixie)".
 	// +optional
 	Version string `json:"version,omitempty"`
+	// VersionID such as "13".
 	// +optional
 	VersionID string `json:"versionId,omitempty"`
+	// KernelRelease such as "6.12.48-amd64".
 	// +optional
 	KernelRelease string `json:"kernelRelease,omitempty"`
+	// KernelVersion is the build of the kernel.
 	// +optional
 	KernelVersion string `json:"kernelVersion,omitempty"`
+	// Machine is the processor architecture, such as "x86_64".
 	// +optional
 	Machine string `json:"machine,omitempty"`
 }

@@ -90,17 +90,19 @@ type MigrationStatus struct {
 	// Message says in one sentence what goes on or what went wrong.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// StartTime and EndTime bound the transfer.
+	// StartTime is when the transfer began.
 	// +optional
 	StartTime *metav1.Time `json:"startTime,omitempty"`
+	// EndTime is when it ended.
 	// +optional
 	EndTime *metav1.Time `json:"endTime,omitempty"`
-	// TotalBytes of guest memory, RemainingBytes of them still to copy, TransferredBytes
-	// sent so far. Written at most once in two seconds.
+	// TotalBytes of guest memory; this and the next two are written at most once in two seconds.
 	// +optional
 	TotalBytes int64 `json:"totalBytes,omitempty"`
+	// RemainingBytes are still to copy.
 	// +optional
 	RemainingBytes int64 `json:"remainingBytes,omitempty"`
+	// TransferredBytes were sent so far.
 	// +optional
 	TransferredBytes int64 `json:"transferredBytes,omitempty"`
 	// Iteration is how often memory has been gone through; 1 is the bulk copy.
