@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 
 	"orlop.dev/orlop/api/instance/v1alpha1"
@@ -68,7 +68,7 @@ func (w *worker) migrate(ctx context.Context) {
 	}
 	if w.loop == nil {
 		w.beginMigration(ctx, view)
-	} else if !equality.Semantic.DeepEqual(view, w.told) {
+	} else if !reflect.DeepEqual(view, w.told) {
 		w.loop.Tell(view)
 	}
 	w.told = view

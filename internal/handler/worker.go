@@ -122,8 +122,10 @@ func (w *worker) routeRemoved() {
 // run works until the context ends. The machine goes on without it.
 func (w *worker) run(ctx context.Context) {
 	var talk sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
 	talk.Go(func() { w.agent.run(ctx) })
 	defer talk.Wait()
+	defer cancel()
 	defer w.disconnect()
 	for ctx.Err() == nil {
 		w.attendAgent(ctx)

@@ -45,6 +45,8 @@ type move struct {
 	// dial may replace a channel, to cut it; nil for none.
 	dial func(h tunnel.Header, c net.Conn) (net.Conn, error)
 	log  []string
+
+	stopTunnel func()
 }
 
 // side is a node's part in a move.
@@ -57,9 +59,14 @@ type side struct {
 	accepted v1alpha1.MigrationStatus
 	launcher wire.State
 	loop     *migration.Loop
-	// asked is closed and replaced when the loop should be told something.
+	// wake says that the loop should be told something.
 	wake chan struct{}
 	stop func()
+	// heed sees what is written to QEMU's monitor.
+	heed func([]byte)
+	// phaseDo is done once the report is in onPhase.
+	onPhase v1alpha1.MigrationPhase
+	phaseDo func()
 
 	listener net.Listener
 	identity *pki.Held
@@ -134,19 +141,24 @@ func (m *move) listen() {
 		defer close(done)
 		_ = server.Serve(ctx, l)
 	}()
-	m.t.Cleanup(func() {
-		m.source.crash()
-		m.target.crash()
-		cancel()
-		<-done
-		if m.t.Failed() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			for _, line := range m.log {
-				m.t.Log(line)
-			}
+	m.stopTunnel = sync.OnceFunc(func() { cancel(); <-done })
+	m.t.Cleanup(m.end)
+}
+
+// end stops both handlers, and shows what they said if the test has failed.
+func (m *move) end() {
+	done.Wait()
+	m.source.crash()
+	m.target.crash()
+	m.stopTunnel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.t.Failed() {
+		for _, line := range m.log {
+			m.t.Log(line)
 		}
-	})
+	}
+	m.log = nil
 }
 
 func (m *move) note(format string, args ...any) {
@@ -218,18 +230,20 @@ func (s *side) status() v1alpha1.MigrationStatus {
 
 // run begins a handler's loop, as a handler does that has just been started.
 func (s *side) run() {
-	s.move.t.Helper()
-	s.pod.connect()
+	client, state, err := s.adopt()
+	if err != nil {
+		s.move.t.Errorf("%s: %v", s.name(), err)
+		return
+	}
 	s.mu.Lock()
-	s.launcher = s.pod.hello()
+	s.launcher = state
 	view := migration.View{Order: s.order, Accepted: s.accepted, Launcher: s.launcher}
-	loop := migration.New(s.config(), view)
+	loop := migration.New(s.config(client), view)
 	s.loop = loop
 	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	group.Go(func() { loop.Run(ctx) })
-	client := s.pod.client
 	group.Go(func() {
 		for {
 			select {
@@ -246,7 +260,14 @@ func (s *side) run() {
 			case report := <-loop.Reports():
 				s.mu.Lock()
 				s.accepted = report
+				var do func()
+				if s.phaseDo != nil && report.Phase == s.onPhase {
+					do, s.phaseDo = s.phaseDo, nil
+				}
 				s.mu.Unlock()
+				if do != nil {
+					done.Go(do) // it may end this very goroutine
+				}
 				s.move.control()
 			case <-s.wake:
 			}
@@ -257,8 +278,42 @@ func (s *side) run() {
 		}
 	})
 	s.mu.Lock()
-	s.stop = func() { cancel(); group.Wait() }
+	s.stop = func() {
+		cancel()
+		group.Wait()
+		_ = client.Close()
+	}
 	s.mu.Unlock()
+}
+
+// done are the things that go wrong by themselves.
+var done sync.WaitGroup
+
+// adopt connects to the launcher, as a restarted handler does.
+func (s *side) adopt() (*wire.Client, wire.State, error) {
+	dir, err := os.Open(s.pod.dir)
+	if err != nil {
+		return nil, wire.State{}, err
+	}
+	defer func() { _ = dir.Close() }()
+	conn, err := wire.Dial(context.Background(), dir)
+	if err != nil {
+		return nil, wire.State{}, err
+	}
+	client := wire.NewClient(conn)
+	hello, err := client.Hello(context.Background())
+	if err != nil {
+		_ = client.Close()
+		return nil, wire.State{}, err
+	}
+	return client, *hello.State, nil
+}
+
+// state is the launcher's newest.
+func (s *side) state() wire.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.launcher
 }
 
 // crash ends a handler's loop; what it knew is lost.
@@ -272,12 +327,19 @@ func (s *side) crash() {
 	}
 }
 
-func (s *side) config() migration.Config {
+func (s *side) config(client *wire.Client) migration.Config {
 	return migration.Config{
 		Namespace: "test",
-		Launcher:  s.pod.client,
+		Launcher:  guarded{client, s.move},
 		Monitor: func(ctx context.Context) (*qmp.Client, error) {
-			return qmp.Dial(ctx, filepath.Join(s.pod.dir, qemu.HandlerMonitorSocket))
+			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.pod.dir, qemu.HandlerMonitorSocket))
+			if err != nil {
+				return nil, err
+			}
+			if s.heed != nil {
+				conn = orders{conn, s.heed}
+			}
+			return qmp.New(ctx, conn)
 		},
 		Socket: filepath.Join(s.pod.dir, qemu.MigrateSocket),
 		Listen: func() (net.Listener, error) {

@@ -39,6 +39,9 @@ func source(m *memory, now time.Time) (act, time.Time) {
 	case qmp.MigrationCancelling:
 		return "", now.Add(haste)
 	default: // there is none under way
+		if m.qemu.run == qmp.StateFinishMigrate {
+			return "", now.Add(haste) // one is about to say how it ended
+		}
 	}
 	if m.report.Phase != v1alpha1.MigrationTransferring || !m.accepted(v1alpha1.MigrationTransferring) {
 		return "", time.Time{} // it is written before it is done
@@ -117,6 +120,11 @@ func sourceReport(m *memory, now time.Time) {
 	m.judge(now)
 	switch q := m.qemu.migrate; q.Status {
 	case qmp.MigrationCompleted:
+		if m.qemu.run != qmp.StatePostMigrate {
+			// It is the guest's arrival in this process that has completed.
+			m.idle(now, q)
+			return
+		}
 		m.report.DowntimeMilliseconds = q.Downtime
 		m.numbers(now, q)
 		m.completed(now)
@@ -142,6 +150,9 @@ func sourceReport(m *memory, now time.Time) {
 
 // idle is a QEMU without a migration under way: ours has failed, or is to begin.
 func (m *memory) idle(now time.Time, q qmp.Migration) {
+	if m.qemu.run == qmp.StateFinishMigrate {
+		return
+	}
 	over := q.Status == qmp.MigrationFailed || q.Status == qmp.MigrationCancelled
 	switch {
 	case over && (m.issued || m.adopted && m.report.Phase != ""):

@@ -95,7 +95,8 @@ func (s *Steering) choose(address netip.Addr) Where {
 // table costs next to nothing.
 func (s *Steering) apply(address netip.Addr, where Where) error {
 	if where == Nowhere {
-		err := netlink.RouteDel(&netlink.Route{Table: steeringTable, Dst: toIPNet(address)})
+		// Nowhere is any scope: ours have two.
+		err := netlink.RouteDel(&netlink.Route{Table: steeringTable, Dst: toIPNet(address), Scope: netlink.SCOPE_NOWHERE})
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("stop steering %s: %w", address, err)
 		}
