@@ -35,6 +35,7 @@ import (
 	"orlop.dev/orlop/internal/controller/class"
 	"orlop.dev/orlop/internal/controller/disk"
 	"orlop.dev/orlop/internal/controller/image"
+	"orlop.dev/orlop/internal/controller/macaddress"
 	"orlop.dev/orlop/internal/controller/operation"
 	"orlop.dev/orlop/internal/controller/vm"
 	"orlop.dev/orlop/internal/pki"
@@ -178,6 +179,7 @@ func controllers(ctx context.Context, m ctrl.Manager, keeper *certificates.Keepe
 		{"attachments", func() error { return attachment.Setup(ctx, m) }},
 		{"operations", func() error { return operation.Setup(ctx, m) }},
 		{"addresses", func() error { return address.Setup(ctx, m, f.addressRetention) }},
+		{"hardware addresses", func() error { return macaddress.Setup(ctx, m) }},
 		{"classes", func() error { return class.Setup(ctx, m) }},
 		{"disks", func() error { return disk.Setup(ctx, m, p) }},
 		{"images", func() error { return image.Setup(ctx, m, p) }},

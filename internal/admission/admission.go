@@ -23,6 +23,8 @@ func Setup(m ctrl.Manager, platform settings.Platform) error {
 		"VirtualMachineIPAddress":             addresses,
 		"VirtualMachineIPAddressLease":        leases,
 		"ModuleConfig":                        moduleConfigs,
+		"VirtualMachineMACAddress":            macAddresses,
+		"VirtualMachineMACAddressLease":       macLeases,
 	} {
 		if err := add(m, platform); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -353,4 +353,9 @@ func notBuilt(p *problems, before, vm *v1alpha2.VirtualMachine) {
 	refuse("spec.gpus", len(s.GPUs) > 0, was.GPUs, s.GPUs, "GPU pass-through")
 	additional := len(s.Networks) > 0 && (len(s.Networks) > 1 || s.Networks[0].Type != v1alpha2.NetworkMain)
 	refuse("spec.networks", additional, was.Networks, s.Networks, "a network other than Main")
+	if len(s.Networks) > 0 && s.Networks[0].Type == v1alpha2.NetworkMain {
+		n := s.Networks[0]
+		refuse("spec.networks[0]", n.VirtualMachineMACAddressName != "" || n.IPAddressName != "", was.Networks, s.Networks,
+			"an address object of another network on Main")
+	}
 }

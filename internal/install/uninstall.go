@@ -45,13 +45,15 @@ func userKinds() []client.ObjectList {
 	return []client.ObjectList{
 		&corev1alpha2.VirtualMachineList{}, &corev1alpha2.VirtualDiskList{}, &corev1alpha2.VirtualImageList{},
 		&corev1alpha2.ClusterVirtualImageList{}, &corev1alpha2.VirtualMachineIPAddressList{},
+		&corev1alpha2.VirtualMachineMACAddressList{},
 	}
 }
 
 // ownKinds are what the platform made and nobody misses.
 func ownKinds() []client.ObjectList {
 	return []client.ObjectList{
-		&corev1alpha2.VirtualMachineOperationList{}, &corev1alpha2.VirtualMachineIPAddressLeaseList{}, &corev1alpha2.VirtualMachineClassList{},
+		&corev1alpha2.VirtualMachineOperationList{}, &corev1alpha2.VirtualMachineIPAddressLeaseList{},
+		&corev1alpha2.VirtualMachineMACAddressLeaseList{}, &corev1alpha2.VirtualMachineClassList{},
 	}
 }
 

@@ -24,6 +24,8 @@ var pages = map[string]string{
 	"Address":      "virtualmachineipaddress.md",
 	"Lease":        "virtualmachineipaddresslease.md",
 	"Attachment":   "virtualmachineblockdeviceattachment.md",
+	"MACAddress":   "virtualmachinemacaddress.md",
+	"MACLease":     "virtualmachinemacaddresslease.md",
 }
 
 // TestPagesNameEveryConditionAndReason keeps docs/kinds complete: whoever meets a

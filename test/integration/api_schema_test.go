@@ -49,9 +49,16 @@ spec: {type: Auto}
 	"VirtualMachineIPAddressLease": `
 spec: {virtualMachineIPAddressRef: {name: a, namespace: b}}
 `,
+	"VirtualMachineMACAddress": `
+spec: {}
+`,
+	"VirtualMachineMACAddressLease": `
+spec: {virtualMachineMACAddressRef: {name: a, namespace: b}}
+`,
 }
 
-var clusterScoped = map[string]bool{"VirtualMachineClass": true, "ClusterVirtualImage": true, "VirtualMachineIPAddressLease": true}
+var clusterScoped = map[string]bool{"VirtualMachineClass": true, "ClusterVirtualImage": true, "VirtualMachineIPAddressLease": true,
+	"VirtualMachineMACAddressLease": true}
 
 // object makes the manifest of a kind, changed by a merge patch in YAML.
 func object(t *testing.T, kind, namespace, patch string) *unstructured.Unstructured {
@@ -224,6 +231,14 @@ var schemaCases = map[string]schemaCase{
 	"an address without a type":                 {"VirtualMachineIPAddress", `{type: null}`, "spec.type"},
 	"a lease":                                   {"VirtualMachineIPAddressLease", `{}`, ""},
 	"a lease without a holder's namespace":      {"VirtualMachineIPAddressLease", `{virtualMachineIPAddressRef: {namespace: null}}`, "namespace"},
+	"a hardware address":                        {"VirtualMachineMACAddress", `{}`, ""},
+	"a chosen hardware address":                 {"VirtualMachineMACAddress", `{address: "5e:e6:19:22:0f:d8"}`, ""},
+	"one in capitals with dashes":               {"VirtualMachineMACAddress", `{address: 5E-E6-19-22-0F-D8}`, ""},
+	"one of five bytes":                         {"VirtualMachineMACAddress", `{address: "5e:e6:19:22:0f"}`, "spec.address"},
+	"one with other letters":                    {"VirtualMachineMACAddress", `{address: "5e:e6:19:22:0f:dg"}`, "spec.address"},
+	"one without separators":                    {"VirtualMachineMACAddress", `{address: 5ee619220fd8}`, "spec.address"},
+	"a lease of a hardware address":             {"VirtualMachineMACAddressLease", `{}`, ""},
+	"one without a holder's name":               {"VirtualMachineMACAddressLease", `{virtualMachineMACAddressRef: {name: null}}`, "name"},
 }
 
 func TestSchema(t *testing.T) {

@@ -144,3 +144,17 @@ const (
 	// AttachmentConditionTerminating: only while the attachment is being deleted.
 	AttachmentConditionTerminating = "Terminating"
 )
+
+// Condition types of VirtualMachineMACAddress.
+const (
+	// MACAddressConditionBound: a lease is held.
+	MACAddressConditionBound = "Bound"
+	// MACAddressConditionAttached: a machine uses the address.
+	MACAddressConditionAttached = "Attached"
+)
+
+// Condition types of VirtualMachineMACAddressLease.
+const (
+	// MACLeaseConditionBound: a claim holds the address.
+	MACLeaseConditionBound = "Bound"
+)

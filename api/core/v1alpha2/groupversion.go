@@ -33,6 +33,8 @@ const (
 	VirtualDiskSnapshotKind          = "VirtualDiskSnapshot"
 
 	VirtualMachineBlockDeviceAttachmentKind = "VirtualMachineBlockDeviceAttachment"
+	VirtualMachineMACAddressKind            = "VirtualMachineMACAddress"
+	VirtualMachineMACAddressLeaseKind       = "VirtualMachineMACAddressLease"
 )
 
 // Plural resource names of this group, as they stand in URLs and RBAC rules.
@@ -47,6 +49,8 @@ const (
 	VirtualMachineIPAddressLeaseResource = "virtualmachineipaddressleases"
 
 	VirtualMachineBlockDeviceAttachmentResource = "virtualmachineblockdeviceattachments"
+	VirtualMachineMACAddressResource            = "virtualmachinemacaddresses"
+	VirtualMachineMACAddressLeaseResource       = "virtualmachinemacaddressleases"
 )
 
 func addKnownTypes(scheme *runtime.Scheme) error {
@@ -60,6 +64,8 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&VirtualMachineIPAddress{}, &VirtualMachineIPAddressList{},
 		&VirtualMachineIPAddressLease{}, &VirtualMachineIPAddressLeaseList{},
 		&VirtualMachineBlockDeviceAttachment{}, &VirtualMachineBlockDeviceAttachmentList{},
+		&VirtualMachineMACAddress{}, &VirtualMachineMACAddressList{},
+		&VirtualMachineMACAddressLease{}, &VirtualMachineMACAddressLeaseList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

@@ -13,7 +13,9 @@ const (
 	FinalizerVirtualMachineIPAddressCleanup      = "virtualization.deckhouse.io/vmip-cleanup"
 	FinalizerVirtualMachineIPAddressLeaseCleanup = "virtualization.deckhouse.io/vmipl-cleanup"
 	// FinalizerAttachmentCleanup is that of a VirtualMachineBlockDeviceAttachment.
-	FinalizerAttachmentCleanup = "virtualization.deckhouse.io/vmbda-cleanup"
+	FinalizerAttachmentCleanup                    = "virtualization.deckhouse.io/vmbda-cleanup"
+	FinalizerVirtualMachineMACAddressCleanup      = "virtualization.deckhouse.io/vmmac-cleanup"
+	FinalizerVirtualMachineMACAddressLeaseCleanup = "virtualization.deckhouse.io/vmmacl-cleanup"
 
 	FinalizerClusterVirtualImageProtection     = "virtualization.deckhouse.io/cvi-protection"
 	FinalizerVirtualImageProtection            = "virtualization.deckhouse.io/vi-protection"
@@ -40,6 +42,8 @@ const (
 	LabelVirtualMachineUID = "virtualization.deckhouse.io/virtual-machine-uid"
 	// LabelVirtualMachineIPAddressUID links a lease to its claim.
 	LabelVirtualMachineIPAddressUID = "virtualization.deckhouse.io/virtual-machine-ip-address-uid"
+	// LabelVirtualMachineMACAddressUID links a lease to its claim.
+	LabelVirtualMachineMACAddressUID = "virtualization.deckhouse.io/virtual-machine-mac-address-uid"
 
 	// LabelLauncher with value LauncherValue is on every launcher pod.
 	LabelLauncher = "kubevirt.internal.virtualization.deckhouse.io"

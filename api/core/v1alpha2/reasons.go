@@ -371,3 +371,23 @@ const (
 	// Condition Terminating.
 	AttachmentReasonDetachPending Reason = "DetachPending"
 )
+
+// Reasons of VirtualMachineMACAddress.
+const (
+	// Condition Bound.
+	MACAddressReasonBound                                      Reason = "Bound"
+	MACAddressReasonVirtualMachineMACAddressLeaseAlreadyExists Reason = "VirtualMachineMACAddressLeaseAlreadyExists"
+	MACAddressReasonVirtualMachineMACAddressLeaseLost          Reason = "VirtualMachineMACAddressLeaseLost"
+	MACAddressReasonVirtualMachineMACAddressLeaseNotFound      Reason = "VirtualMachineMACAddressLeaseNotFound"
+	MACAddressReasonVirtualMachineMACAddressLeaseNotReady      Reason = "VirtualMachineMACAddressLeaseNotReady"
+
+	// Condition Attached.
+	MACAddressReasonAttached               Reason = "Attached"
+	MACAddressReasonVirtualMachineNotFound Reason = "VirtualMachineNotFound"
+)
+
+// Reasons of VirtualMachineMACAddressLease.
+const (
+	// Condition Bound.
+	MACLeaseReasonBound Reason = "Bound"
+)
