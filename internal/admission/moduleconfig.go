@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,6 +13,7 @@ import (
 
 	"orlop.dev/orlop/api/core/v1alpha2"
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
+	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/settings"
 )
 
@@ -71,6 +71,11 @@ func (w *moduleConfig) surroundings(ctx context.Context) (settings.Surroundings,
 		return around, fmt.Errorf("list nodes: %w", err)
 	}
 	for _, node := range nodes.Items {
+		for _, cidr := range node.Spec.PodCIDRs {
+			if prefix, err := netip.ParsePrefix(cidr); err == nil {
+				around.PodCIDRs = append(around.PodCIDRs, prefix)
+			}
+		}
 		for _, address := range node.Status.Addresses {
 			if ip, err := netip.ParseAddr(address.Address); err == nil {
 				around.NodeAddresses = append(around.NodeAddresses, ip)
@@ -82,8 +87,8 @@ func (w *moduleConfig) surroundings(ctx context.Context) (settings.Surroundings,
 		return around, fmt.Errorf("list leases: %w", err)
 	}
 	for _, lease := range leases.Items {
-		if ip, err := netip.ParseAddr(strings.ReplaceAll(strings.TrimPrefix(lease.Name, "ip-"), "-", ".")); err == nil {
-			around.Leases = append(around.Leases, ip)
+		if address, ok := policy.LeasedAddress(lease.Name); ok {
+			around.Leases = append(around.Leases, address)
 		}
 	}
 	err := w.client.Get(ctx, client.ObjectKey{Namespace: w.platform.Namespace, Name: "dvcr"}, &corev1.PersistentVolumeClaim{})

@@ -349,6 +349,14 @@ func TestPolicies(t *testing.T) {
 		"anybody makes ordinary pods":                      {func() error { return admin.Create(t.Context(), pod("")) }, true},
 		"nobody chooses a pod's address":                   {func() error { return admin.Create(t.Context(), pod("internal.virtualization.deckhouse.io/ip-address")) }, false},
 		"not by the annotation of the CNI either":          {func() error { return admin.Create(t.Context(), pod("cni.cilium.io/ipAddress")) }, false},
+		"nor by that of Calico":                            {func() error { return admin.Create(t.Context(), pod("cni.projectcalico.org/ipAddrs")) }, false},
+		"nor by that of Kube-OVN":                          {func() error { return admin.Create(t.Context(), pod("ovn.kubernetes.io/ip_address")) }, false},
+		"which Kube-OVN itself notes on every pod": {func() error {
+			return as("system:serviceaccount:kube-system:ovn", "", "system:masters").Create(t.Context(), pod("ovn.kubernetes.io/ip_address"))
+		}, true},
+		"but nothing else": {func() error {
+			return as("system:serviceaccount:kube-system:ovn", "", "system:masters").Create(t.Context(), pod("cni.cilium.io/ipAddress"))
+		}, false},
 		"but the controller": {func() error {
 			return controller.Create(t.Context(), pod("internal.virtualization.deckhouse.io/ip-address"))
 		}, true},

@@ -246,7 +246,7 @@ func spread(list []v1alpha2.TopologySpreadConstraint) []corev1.TopologySpreadCon
 // platform and network plug-ins take orders; a machine's owner may not give any.
 var reserved = []string{
 	"virtualization.deckhouse.io", "deckhouse.io", "cilium.io", "projectcalico.org", "ovn.org", "kubernetes.io", "k8s.io",
-	"cncf.io", "kubevirt.io",
+	"cncf.io", "kubevirt.io", "kubeovn.io", "antrea.io", "spidernet.io", "tigera.io",
 }
 
 // Reserved says whether a label or annotation key is kept from a machine's pod.
@@ -284,10 +284,7 @@ func LauncherMetadata(vm *v1alpha2.VirtualMachine, address string) (labels, anno
 	labels[v1alpha2.LabelLauncher] = v1alpha2.LauncherValue
 	labels[v1alpha2.LabelVirtualMachineName] = labelValue(vm.Name)
 	labels[v1alpha2.LabelVirtualMachineUID] = string(vm.UID)
-	if address != "" {
-		annotations[v1alpha2.AnnotationPodAddress] = address
-		annotations[v1alpha2.AnnotationCiliumAddress] = address
-	}
+	maps.Copy(annotations, addressAnnotations(address))
 	if len(copied) > 0 {
 		sort.Strings(copied)
 		annotations[CopiedMetadataAnnotation] = strings.Join(copied, ",")

@@ -200,7 +200,7 @@ func (p *problems) add(path, format string, args ...any) {
 }
 
 // prefixes reads address ranges: IPv4, aligned, large enough for one machine
-// besides the gateway, and without overlap.
+// besides the gateway or of a single address, and without overlap.
 func (p *problems) prefixes(path string, texts []string) []netip.Prefix {
 	var list []netip.Prefix
 	for i, text := range texts {
@@ -216,8 +216,8 @@ func (p *problems) prefixes(path string, texts []string) []netip.Prefix {
 		case prefix.Masked() != prefix:
 			p.add(at, "%s does not begin at a network address, use %s", text, prefix.Masked())
 			continue
-		case prefix.Bits() > 30:
-			p.add(at, "%s has no room for a gateway and a machine, use at most 30 bits", text)
+		case prefix.Bits() == 31:
+			p.add(at, "%s has no room for a gateway and a machine, use at most 30 bits, or 32 for a single address", text)
 			continue
 		}
 		for j, other := range list {

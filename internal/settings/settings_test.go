@@ -112,7 +112,11 @@ func TestValidate(t *testing.T) {
 		"a range of services":                      {with("10.222.0.0/24", "50G", "shared"), Surroundings{}, "range of services"},
 		"a range of nodes":                         {with("172.16.0.0/16", "50G", "shared"), Surroundings{}, "range of nodes"},
 		"a node's address":                         {former, Surroundings{NodeAddresses: []netip.Addr{netip.MustParseAddr("10.66.10.1")}}, "address of a node"},
-		"a range with leases cannot be taken away": {with("10.77.0.0/24", "50G", "shared"), Surroundings{Leases: []netip.Addr{netip.MustParseAddr("10.66.10.9")}}, "10.66.10.9 is leased"},
+		"a range with leases cannot be taken away": {with("10.77.0.0/24", "50G", "shared"), Surroundings{Leases: []netip.Addr{netip.MustParseAddr("10.66.10.9")}}, "broadcast address: 10.66.10.9"},
+		"a range without its leased end":           {with("10.66.10.0/29", "50G", "shared"), Surroundings{Leases: []netip.Addr{netip.MustParseAddr("10.66.10.7")}}, "broadcast address: 10.66.10.7"},
+		"many leased addresses":                    {with("10.77.0.0/24", "50G", "shared"), Surroundings{Leases: addresses("10.66.10.9", 8)}, "10.66.10.9, 10.66.10.10, 10.66.10.11, 10.66.10.12, 10.66.10.13 and 3 more"},
+		"the pods of a node":                       {former, Surroundings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.66.10.128/25")}}, "range of pods of a node (10.66.10.128/25)"},
+		"a single address":                         {with("10.66.10.7/32", "50G", "shared"), Surroundings{Leases: []netip.Addr{netip.MustParseAddr("10.66.10.7")}}, ""},
 		"a larger registry":                        {with("10.66.10.0/24", "60G", "shared"), Surroundings{DVCRClaim: true}, ""},
 		"a smaller registry":                       {with("10.66.10.0/24", "40G", "shared"), Surroundings{}, "cannot shrink"},
 		"another class for an existing registry":   {with("10.66.10.0/24", "50G", "local"), Surroundings{DVCRClaim: true}, "cannot change"},
@@ -143,4 +147,15 @@ func TestPlatformFlags(t *testing.T) {
 	if diff := cmp.Diff(want, platform); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// addresses are n addresses in a row, the last first.
+func addresses(first string, n int) []netip.Addr {
+	list := make([]netip.Addr, n)
+	a := netip.MustParseAddr(first)
+	for i := range list {
+		list[n-1-i] = a
+		a = a.Next()
+	}
+	return list
 }

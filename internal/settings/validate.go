@@ -3,9 +3,11 @@ package settings
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
+	"orlop.dev/orlop/internal/policy"
 )
 
 // Surroundings is what a new configuration must fit into.
@@ -14,6 +16,8 @@ type Surroundings struct {
 	Platform Platform
 	// NodeAddresses are the internal addresses of all nodes.
 	NodeAddresses []netip.Addr
+	// PodCIDRs are the ranges that the nodes give to ordinary pods.
+	PodCIDRs []netip.Prefix
 	// Leases are the machine addresses that are taken.
 	Leases []netip.Addr
 	// DVCRClaim is true once the registry's volume exists, which pins its class.
@@ -47,18 +51,10 @@ func Validate(former, config *deckhousev1alpha1.ModuleConfig, around Surrounding
 }
 
 func (p *problems) overlaps(cidrs []netip.Prefix, around Surroundings) {
-	taken := map[string]string{}
-	for _, cidr := range around.Platform.NodeCIDRs {
-		taken[cidr] = "nodes"
-	}
-	taken[around.Platform.PodCIDR] = "pods"
-	taken[around.Platform.ServiceCIDR] = "services"
 	for i, prefix := range cidrs {
 		at := fmt.Sprintf("virtualMachineCIDRs[%d]", i)
-		for text, whose := range taken {
-			if other, err := netip.ParsePrefix(text); err == nil && prefix.Overlaps(other) {
-				p.add(at, "%s overlaps with the range of %s (%s)", prefix, whose, other)
-			}
+		if whose, other, ok := around.overlap(prefix); ok {
+			p.add(at, "%s overlaps with the range of %s (%s)", prefix, whose, other)
 		}
 		for _, address := range around.NodeAddresses {
 			if prefix.Contains(address) {
@@ -69,13 +65,49 @@ func (p *problems) overlaps(cidrs []netip.Prefix, around Surroundings) {
 	}
 }
 
-func (p *problems) leases(settings *Settings, leases []netip.Addr) {
-	for _, address := range leases {
-		if _, ok := settings.CIDROf(address); !ok {
-			p.add("virtualMachineCIDRs", "address %s is leased and must stay in one of the ranges", address)
-			return
+// overlap is the first other network that a range overlaps with.
+func (a Surroundings) overlap(prefix netip.Prefix) (whose string, other netip.Prefix, ok bool) {
+	networks := []struct {
+		whose string
+		cidrs []string
+	}{
+		{"nodes", a.Platform.NodeCIDRs}, {"pods", []string{a.Platform.PodCIDR}}, {"services", []string{a.Platform.ServiceCIDR}},
+	}
+	for _, n := range networks {
+		for _, text := range n.cidrs {
+			if other, err := netip.ParsePrefix(text); err == nil && prefix.Overlaps(other) {
+				return n.whose, other, true
+			}
 		}
 	}
+	for _, other := range a.PodCIDRs {
+		if prefix.Overlaps(other) {
+			return "pods of a node", other, true
+		}
+	}
+	return "", netip.Prefix{}, false
+}
+
+// namedLeases is how many addresses a refusal names; a range may have thousands.
+const namedLeases = 5
+
+// leases refuses ranges that leave out a leased address, or make it one that no
+// machine may have: the last address of a smaller range is its broadcast address.
+func (p *problems) leases(settings *Settings, leases []netip.Addr) {
+	var out []string
+	for _, address := range slices.SortedFunc(slices.Values(leases), netip.Addr.Compare) {
+		if !policy.UsableAddress(address, settings.VirtualMachineCIDRs) {
+			out = append(out, address.String())
+		}
+	}
+	if len(out) == 0 {
+		return
+	}
+	names := strings.Join(out[:min(len(out), namedLeases)], ", ")
+	if more := len(out) - namedLeases; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
+	}
+	p.add("virtualMachineCIDRs", "leased addresses must stay in one of the ranges, and not as its network, router or broadcast address: %s", names)
 }
 
 func (p *problems) registry(before, after DVCR, claim bool) {

@@ -58,6 +58,10 @@ const (
 	AnnotationPodAddress = "internal.virtualization.deckhouse.io/ip-address"
 	// AnnotationCiliumAddress on a launcher pod is the address for Cilium's address management.
 	AnnotationCiliumAddress = "cni.cilium.io/ipAddress"
+	// AnnotationCalicoAddresses on a launcher pod is the address for Calico's address management, in a JSON list.
+	AnnotationCalicoAddresses = "cni.projectcalico.org/ipAddrs"
+	// AnnotationKubeOVNAddress on a launcher pod is the address for Kube-OVN's address management.
+	AnnotationKubeOVNAddress = "ovn.kubernetes.io/ip_address"
 	// AnnotationQEMUVersion on a launcher pod is the version shown in status.versions.
 	AnnotationQEMUVersion = "versions.virtualization.deckhouse.io/qemu-version"
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -105,8 +104,9 @@ func (l Lease) options() []dhcpv4.Option {
 	}
 	if len(l.SearchDomains) > 0 {
 		options = append(options,
-			// Clients without option 119 read the whole list from the domain name.
-			dhcpv4.OptDomainName(strings.Join(l.SearchDomains, " ")),
+			// The domain name is one name (several clients refuse a list); the first is
+			// that of the machine's own namespace.
+			dhcpv4.OptDomainName(l.SearchDomains[0]),
 			dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: l.SearchDomains}))
 	}
 	return options

@@ -45,14 +45,19 @@ func TestAnswerKinds(t *testing.T) {
 		request *dhcpv4.DHCPv4
 		want    dhcpv4.MessageType // none for silence
 	}{
-		"a discovery gets an offer":                            {message(t, dhcpv4.MessageTypeDiscover), dhcpv4.MessageTypeOffer},
-		"the offered address is acknowledged":                  {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5"), server("10.66.10.1")), dhcpv4.MessageTypeAck},
-		"a renewal is acknowledged":                            {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5))), dhcpv4.MessageTypeAck},
-		"an address remembered from a former lease is refused": {message(t, dhcpv4.MessageTypeRequest, requested("192.168.0.7")), dhcpv4.MessageTypeNak},
-		"a request to another server is none of our business":  {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5"), server("192.168.0.1")), dhcpv4.MessageTypeNone},
-		"an inform gets the options":                           {message(t, dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5))), dhcpv4.MessageTypeAck},
-		"a release needs no answer":                            {message(t, dhcpv4.MessageTypeRelease), dhcpv4.MessageTypeNone},
-		"nobody but the guest is answered":                     {message(t, dhcpv4.MessageTypeDiscover, dhcpv4.WithHwAddr(net.HardwareAddr{2, 1, 1, 1, 1, 1})), dhcpv4.MessageTypeNone},
+		"a discovery gets an offer":                                    {message(t, dhcpv4.MessageTypeDiscover), dhcpv4.MessageTypeOffer},
+		"the offered address is acknowledged":                          {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5"), server("10.66.10.1")), dhcpv4.MessageTypeAck},
+		"a renewal is acknowledged":                                    {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5))), dhcpv4.MessageTypeAck},
+		"an address remembered from a former lease is refused":         {message(t, dhcpv4.MessageTypeRequest, requested("192.168.0.7")), dhcpv4.MessageTypeNak},
+		"an address of the right kind but of somebody else is refused": {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.6")), dhcpv4.MessageTypeNak},
+		"a guest that remembers its address gets it again":             {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5")), dhcpv4.MessageTypeAck},
+		"rebinding is acknowledged":                                    {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5)), dhcpv4.WithBroadcast(true)), dhcpv4.MessageTypeAck},
+		"rebinding to a former address is refused":                     {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 6))), dhcpv4.MessageTypeNak},
+		"a refused offer needs no answer":                              {message(t, dhcpv4.MessageTypeDecline, requested("10.66.10.5"), server("10.66.10.1")), dhcpv4.MessageTypeNone},
+		"a request to another server is none of our business":          {message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5"), server("192.168.0.1")), dhcpv4.MessageTypeNone},
+		"an inform gets the options":                                   {message(t, dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5))), dhcpv4.MessageTypeAck},
+		"a release needs no answer":                                    {message(t, dhcpv4.MessageTypeRelease), dhcpv4.MessageTypeNone},
+		"nobody but the guest is answered":                             {message(t, dhcpv4.MessageTypeDiscover, dhcpv4.WithHwAddr(net.HardwareAddr{2, 1, 1, 1, 1, 1})), dhcpv4.MessageTypeNone},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +94,7 @@ func TestAnswerHasEverythingTheGuestNeeds(t *testing.T) {
 	}
 	want := map[string]string{
 		"address": "10.66.10.5", "mask": "255.255.255.0", "router": "10.66.10.1", "server": "10.66.10.1",
-		"dns": "10.222.0.10", "hostname": "linux-vm", "domain": "demo.svc.cluster.local svc.cluster.local",
+		"dns": "10.222.0.10", "hostname": "linux-vm", "domain": "demo.svc.cluster.local",
 		"search": "svc.cluster.local", "lease": (time.Duration(0xffffffff) * time.Second).String(),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -110,6 +115,32 @@ func TestFrameChecksums(t *testing.T) {
 		pseudo := append(append([]byte{}, ip[12:20]...), 0, 17, udp[4], udp[5])
 		if sum := checksum(append(pseudo, udp...)); sum != 0 {
 			t.Errorf("UDP with %q sums up to %#x", payload, sum)
+		}
+	}
+}
+
+// Where a reply goes is RFC 2131, section 4.1: clients without an address cannot be
+// spoken to by ARP, and one that is refused has none any longer.
+func TestDestination(t *testing.T) {
+	everybody, guest := netip.AddrFrom4([4]byte{255, 255, 255, 255}), netip.MustParseAddr("10.66.10.5")
+	cases := map[string]struct {
+		request *dhcpv4.DHCPv4
+		want    netip.Addr
+		hw      net.HardwareAddr
+	}{
+		"an offer goes to the address it offers":       {message(t, dhcpv4.MessageTypeDiscover), guest, guestMAC},
+		"or to everybody, if asked so":                 {message(t, dhcpv4.MessageTypeDiscover, dhcpv4.WithBroadcast(true)), everybody, broadcastMAC},
+		"a renewal goes to the address the client has": {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 5))), guest, guestMAC},
+		"a refusal goes to everybody":                  {message(t, dhcpv4.MessageTypeRequest, dhcpv4.WithClientIP(net.IPv4(10, 66, 10, 6))), everybody, broadcastMAC},
+	}
+	for name, c := range cases {
+		reply, err := lease().Answer(c.request)
+		if err != nil || reply == nil {
+			t.Fatalf("%s: no answer: %v", name, err)
+		}
+		to, hw := destination(c.request, reply)
+		if to != c.want || hw.String() != c.hw.String() {
+			t.Errorf("%s: goes to %s %s", name, to, hw)
 		}
 	}
 }

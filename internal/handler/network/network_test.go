@@ -268,25 +268,69 @@ func TestServerAnswersOverTheBridge(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	discover, err := dhcpv4.NewDiscovery(guestMAC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := frame(netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), broadcastMAC, discover.ToBytes())
+	w.says(t, message(t, dhcpv4.MessageTypeDiscover), dhcpv4.MessageTypeOffer)
+}
+
+// says sends a client's message from the guest and expects a reply of a kind; a
+// datagram may be lost while one server gives way to the next, as clients know.
+func (w *world) says(t *testing.T, m *dhcpv4.DHCPv4, want dhcpv4.MessageType) {
+	t.Helper()
+	f := frame(netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), broadcastMAC, m.ToBytes())
 	copy(f[6:12], guestMAC)
 	f[35], f[37] = dhcpClientPort, dhcpServerPort // exchanged ports keep the sum
-	w.send(t, f)
-	reply := w.receive(t, time.Second, func(f []byte) bool { return len(f) > 42 && f[23] == unix.IPPROTO_UDP && f[37] == dhcpClientPort })
-	if reply == nil {
-		t.Fatal("no offer")
+	for range 5 {
+		w.send(t, f)
+		frame := w.receive(t, time.Second, func(f []byte) bool {
+			return len(f) > 42 && f[23] == unix.IPPROTO_UDP && f[37] == dhcpClientPort
+		})
+		if frame == nil {
+			continue
+		}
+		reply, err := dhcpv4.FromBytes(frame[42:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply.MessageType() != want || reply.TransactionID != m.TransactionID {
+			t.Fatalf("got %s", reply.Summary())
+		}
+		if given := fromIP(reply.YourIPAddr); want != dhcpv4.MessageTypeNak && given != w.plan.Guest.Addr() {
+			t.Fatalf("given %s", given)
+		}
+		return
 	}
-	offer, err := dhcpv4.FromBytes(reply[42:])
-	if err != nil {
+	t.Fatalf("no answer to %s", m.Summary())
+}
+
+// A guest goes through a lease's whole life while handlers come and go.
+func TestServerOutlivesItsHandler(t *testing.T) {
+	w := newWorld(t)
+	l := lease()
+	l.Plan = w.plan
+	serve := func() *Server {
+		s, err := w.pod.Serve(l, func(err error) { t.Error(err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	requested := func(ip string) dhcpv4.Modifier {
+		return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.ParseIP(ip)))
+	}
+	s := serve()
+	w.says(t, message(t, dhcpv4.MessageTypeDiscover), dhcpv4.MessageTypeOffer)
+	// The next handler is there before the former one has gone.
+	next := serve()
+	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if offer.MessageType() != dhcpv4.MessageTypeOffer || fromIP(offer.YourIPAddr) != w.plan.Guest.Addr() {
-		t.Errorf("got %s", offer.Summary())
+	w.says(t, message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5"), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(10, 66, 10, 1)))), dhcpv4.MessageTypeAck)
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
 	}
+	s = serve()
+	defer s.Close()
+	w.says(t, message(t, dhcpv4.MessageTypeRequest, requested("10.66.10.5")), dhcpv4.MessageTypeAck)
+	w.says(t, message(t, dhcpv4.MessageTypeRequest, requested("192.168.1.7")), dhcpv4.MessageTypeNak)
 }
 
 func TestHostRouteIsRepaired(t *testing.T) {

@@ -79,7 +79,16 @@ func plan(r Request, pod, gateway netip.Addr, mtu int) (Plan, error) {
 	if r.Address.IsValid() && !r.CIDR.IsValid() {
 		return Plan{}, errors.New("a leased address without its range")
 	}
-	return podPlan(p, address, gateway), nil
+	p = podPlan(p, address, gateway)
+	if r.CIDR.IsValid() {
+		// A range of one address has no router of its own. The one the guest is told
+		// of may be a real host that the guest wants to reach: it must not become ours.
+		if r.CIDR.Addr() != address {
+			return Plan{}, fmt.Errorf("address %s is not %s", address, r.CIDR)
+		}
+		p.Local = linkLocal
+	}
+	return p, nil
 }
 
 // podPlan serves a machine on a plain pod address. The router must lie in the

@@ -33,6 +33,15 @@ func TestPlan(t *testing.T) {
 			request: Request{Address: addr("10.66.10.1"), CIDR: netip.MustParsePrefix("10.66.10.0/24")},
 			pod:     "10.66.10.1", gateway: "10.244.1.1", wantErr: "is the router",
 		},
+		"a range of one address: the router is reached by proxy ARP, and may be a real host": {
+			request: Request{Address: addr("10.66.10.7"), CIDR: netip.MustParsePrefix("10.66.10.7/32")},
+			pod:     "10.66.10.7", gateway: "10.244.1.1",
+			want: Plan{Guest: netip.MustParsePrefix("10.66.10.7/24"), Router: addr("10.66.10.1"), Local: linkLocal, MTU: 1450},
+		},
+		"a range of one address that is another one": {
+			request: Request{Address: addr("10.66.10.7"), CIDR: netip.MustParsePrefix("10.66.10.8/32")},
+			pod:     "10.66.10.7", gateway: "10.244.1.1", wantErr: "is not 10.66.10.8/32",
+		},
 		"a router that is the pod's gateway would cut the pod off": {
 			request: Request{Address: addr("10.66.10.5"), CIDR: netip.MustParsePrefix("10.66.10.0/24")},
 			pod:     "10.66.10.5", gateway: "10.66.10.1", wantErr: "gateway as well",
