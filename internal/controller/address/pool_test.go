@@ -126,34 +126,3 @@ func TestPoolForgetsPromisesOfDroppedRanges(t *testing.T) {
 		t.Errorf("got %v", a)
 	}
 }
-
-// BenchmarkPool measures allocation with 50 000 leases in a /16: the next address,
-// and the rebuild that follows a start or a change of the ranges.
-func BenchmarkPool(b *testing.B) {
-	const leases = 50000
-	fill := func() *Pool {
-		p := NewPool()
-		p.SetRanges(prefixes("10.64.0.0/16"))
-		for n := range uint32(leases) {
-			p.Take(fromNumber(10<<24 | 64<<16 | n + 2))
-		}
-		return p
-	}
-	b.Run("promise", func(b *testing.B) {
-		p := fill()
-		for i := range b.N {
-			who := strconv.Itoa(i)
-			a, ok := p.Promise(who, free)
-			if !ok {
-				b.Fatal("nothing is free")
-			}
-			p.Take(a)
-			p.Free(a)
-		}
-	})
-	b.Run("rebuild", func(b *testing.B) {
-		for b.Loop() {
-			fill()
-		}
-	})
-}
