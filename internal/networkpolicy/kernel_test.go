@@ -49,7 +49,7 @@ func enter(n netns.NsHandle, f func() error) error {
 }
 
 // newNamespace makes a network namespace that goes with the test.
-func newNamespace(t *testing.T) netns.NsHandle {
+func newNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root for network namespaces")
@@ -330,9 +330,9 @@ func parsePolicies(t *testing.T, text string) []*networkingv1.NetworkPolicy {
 		if strings.TrimSpace(document) == "" {
 			continue
 		}
-		p := &networkingv1.NetworkPolicy{}
-		if err := yaml.UnmarshalStrict([]byte(document), p); err != nil {
-			t.Fatal(err)
+		p := parsePolicy(document)
+		if p == nil {
+			t.Fatalf("no policy: %s", document)
 		}
 		if p.Name == "" {
 			p.Name = fmt.Sprintf("p%d", i)
@@ -343,6 +343,15 @@ func parsePolicies(t *testing.T, text string) []*networkingv1.NetworkPolicy {
 		out = append(out, p)
 	}
 	return out
+}
+
+// parsePolicy is nil for what is none.
+func parsePolicy(text string) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{}
+	if yaml.UnmarshalStrict([]byte(text), p) != nil {
+		return nil
+	}
+	return p
 }
 
 const (
@@ -476,5 +485,46 @@ func forget(t *testing.T, n netns.NsHandle) {
 	defer handle.Close()
 	if err := handle.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// BenchmarkApply gives the kernel the table of a large cluster: whole, and the
+// difference that one pod makes.
+func BenchmarkApply(b *testing.B) {
+	c := largeCluster(1000, 1000)
+	before, err := Plan(c.world())
+	if err != nil {
+		b.Fatal(err)
+	}
+	pod := podWith("x", "p1000", "10.1.9.9", "group=g1,name=p1000")
+	pod.Spec.NodeName = "n0"
+	c.pods = append(c.pods, pod)
+	after, err := Plan(c.world())
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := newNamespace(b)
+	for name, prepare := range map[string]func(*Firewall){"whole": func(f *Firewall) { f.applied = nil }, "one pod": func(*Firewall) {}} {
+		b.Run(name, func(b *testing.B) {
+			err := enter(n, func() error {
+				firewall, err := NewFirewall()
+				if err != nil {
+					return err
+				}
+				if _, err := firewall.Apply(context.Background(), after); err != nil {
+					return err
+				}
+				for i := range b.N {
+					prepare(firewall)
+					if _, err := firewall.Apply(context.Background(), []Table{before, after}[i%2]); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }

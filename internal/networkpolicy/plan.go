@@ -10,7 +10,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 const (
@@ -41,10 +40,7 @@ const (
 
 // Plan decides everything.
 func Plan(w World) (Table, error) {
-	p := &planner{world: w, byNamespace: map[string][]*Pod{}, table: frame(), chains: map[string]bool{}}
-	for i := range w.Pods {
-		p.byNamespace[w.Pods[i].Namespace] = append(p.byNamespace[w.Pods[i].Namespace], &w.Pods[i])
-	}
+	p := &planner{world: w, pods: index(w.Pods), table: frame(), chains: map[string]bool{}}
 	policies := slices.Clone(w.Policies)
 	slices.SortFunc(policies, func(a, b *networkingv1.NetworkPolicy) int { return strings.Compare(key(a), key(b)) })
 	applied, err := p.applied(policies)
@@ -113,22 +109,64 @@ func frame() Table {
 func verdicts(d direction, w way) string { return string(d) + "-" + string(w) + "-pods" }
 
 type planner struct {
-	world       World
-	byNamespace map[string][]*Pod
-	table       Table
-	chains      map[string]bool // policy chains that were made
+	world  World
+	pods   map[labelled][]*Pod
+	table  Table
+	chains map[string]bool // policy chains that were made
+}
+
+// labelled are the pods of a namespace that have a label, or all of them.
+type labelled struct{ namespace, key, value string }
+
+// index finds the few pods that a usual selector means without asking all of them.
+func index(pods []Pod) map[labelled][]*Pod {
+	out := map[labelled][]*Pod{}
+	for i := range pods {
+		pod := &pods[i]
+		all := labelled{namespace: pod.Namespace}
+		out[all] = append(out[all], pod)
+		for key, value := range pod.Labels {
+			one := labelled{pod.Namespace, key, value}
+			out[one] = append(out[one], pod)
+		}
+	}
+	return out
+}
+
+// selected lists the pods of a namespace that a selector selects; nil selects all.
+func (p *planner) selected(namespace string, s *metav1.LabelSelector) ([]*Pod, error) {
+	candidates := p.pods[labelled{namespace: namespace}]
+	if s == nil {
+		return candidates, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return nil, fmt.Errorf("read pod selector: %w", err)
+	}
+	for key, value := range s.MatchLabels {
+		if few := p.pods[labelled{namespace, key, value}]; len(few) < len(candidates) {
+			candidates = few
+		}
+	}
+	var out []*Pod
+	for _, pod := range candidates {
+		if selector.Matches(pod.Labels) {
+			out = append(out, pod)
+		}
+	}
+	return out, nil
 }
 
 // applied finds the policies of each pod of this node.
 func (p *planner) applied(policies []*networkingv1.NetworkPolicy) (map[direction]map[*Pod][]*networkingv1.NetworkPolicy, error) {
 	applied := map[direction]map[*Pod][]*networkingv1.NetworkPolicy{ingress: {}, egress: {}}
 	for _, policy := range policies {
-		selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
+		pods, err := p.selected(policy.Namespace, &policy.Spec.PodSelector)
 		if err != nil {
-			return nil, fmt.Errorf("read pod selector of policy %s: %w", key(policy), err)
+			return nil, fmt.Errorf("policy %s: %w", key(policy), err)
 		}
-		for _, pod := range p.byNamespace[policy.Namespace] {
-			if pod.Node != p.world.Node || !selector.Matches(pod.Labels) {
+		for _, pod := range pods {
+			if pod.Node != p.world.Node {
 				continue
 			}
 			for _, d := range directions(policy) {
@@ -297,33 +335,23 @@ func (p *planner) podSet(peer networkingv1.NetworkPolicyPeer, namespace string) 
 	if _, made := p.table.Sets[name]; made {
 		return name, nil
 	}
-	selector, err := selectorOf(peer.PodSelector)
-	if err != nil {
-		return "", fmt.Errorf("read pod selector: %w", err)
-	}
 	namespaces, err := p.namespaces(peer.NamespaceSelector, namespace)
 	if err != nil {
 		return "", err
 	}
 	var addresses []string
 	for _, n := range namespaces {
-		for _, pod := range p.byNamespace[n] {
-			if selector.Matches(pod.Labels) {
-				addresses = append(addresses, pod.Address.String())
-			}
+		pods, err := p.selected(n, peer.PodSelector)
+		if err != nil {
+			return "", err
+		}
+		for _, pod := range pods {
+			addresses = append(addresses, pod.Address.String())
 		}
 	}
 	slices.Sort(addresses)
 	p.table.Sets[name] = Set{Type: "ipv4_addr", Comment: text, Elements: slices.Compact(addresses)}
 	return name, nil
-}
-
-// selectorOf is everything for nil, unlike the API machinery's.
-func selectorOf(s *metav1.LabelSelector) (labels.Selector, error) {
-	if s == nil {
-		return labels.Everything(), nil
-	}
-	return metav1.LabelSelectorAsSelector(s)
 }
 
 // namespaces lists those that a selector selects; nil means the policy's own.
