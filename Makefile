@@ -130,6 +130,14 @@ bench-start: up guests ## measure the start of a guest against QEMU alone, on th
 bench-addresses: check-go ## measure how an address is found among 50 000 leased ones
 	$(GO) run ./test/bench/addresses
 
+.PHONY: bench-net
+bench-net: up guests ## measure the guest's network against a bare tap on a bridge, on the cluster of `make up`
+	$(GO) run ./test/bench/net
+
+.PHONY: bench-handler
+bench-handler: up guests ## measure the node agent at rest with 10 machines, on the cluster of `make up`
+	$(GO) run ./test/bench/handler
+
 .PHONY: lint
 lint: check-go ## run the linters
 	$(TOOL) golangci-lint run --build-tags e2e,integration ./...
