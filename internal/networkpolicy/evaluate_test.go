@@ -18,13 +18,14 @@ type packet struct {
 	state, direction string // of its connection
 	turned           bool   // the connection's mark
 	syn              bool
+	lost             bool // no route leads back to its sender over its link
 }
 
 // lets plays the kernel: it sends a packet through the base chains of a table, as
 // it is written. A rule that it cannot read is an error of the test.
 func lets(t *testing.T, table Table, p packet) bool {
 	t.Helper()
-	for _, base := range []string{"midstream", "egress", "ingress"} { // by priority
+	for _, base := range []string{"sources", "midstream", "egress", "ingress"} { // by priority
 		if verdict(t, table, base, &p) == "drop" {
 			return false
 		}
@@ -123,6 +124,8 @@ func expression(words []string, p *packet) (values []string, rest []string, err 
 			if p.protocol != "tcp" {
 				value = "-"
 			}
+		case "fib saddr": // . iif oif
+			value, used = map[bool]string{false: "there", true: "missing"}[p.lost], 5
 		case "meta l4proto":
 			value = p.protocol
 		case "ct state":

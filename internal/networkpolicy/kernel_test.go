@@ -137,7 +137,8 @@ func TestTablesInTheKernel(t *testing.T) {
 // listing is the kernel's table in an order of its own.
 func listing(t *testing.T, n netns.NsHandle) []string {
 	t.Helper()
-	blocks := strings.Split(sh(t, n, "nft -s list table ip "+TableName), "\n\n")
+	text := strings.TrimPrefix(sh(t, n, "nft -s list table ip "+TableName), "table ip "+TableName+" {\n")
+	blocks := strings.Split(text, "\n\n")
 	for i, b := range blocks {
 		// Elements come as they lie in memory.
 		words := strings.FieldsFunc(b, func(r rune) bool { return r == '\n' || r == '\t' || r == ',' || r == '{' || r == '}' })
@@ -472,6 +473,62 @@ func TestAnswersOfAMachineThatMoved(t *testing.T) {
 	s.enforce(denyAll)
 	if c.echoes(refused) {
 		t.Error("a policy does not cut it")
+	}
+}
+
+// TestForeignSourcesInTheKernel sends from an address that is not the pod's; what is
+// heard of it tells which packets passed.
+func TestForeignSourcesInTheKernel(t *testing.T) {
+	client := "10.66.0.5"
+	s := newSite(t, podWith("x", "client", client, "app=client"))
+	sh(t, s.places[client], "ip addr add 10.9.9.9/32 dev lo")
+	heard := make(chan string, 16)
+	inNamespace(t, s.places[stranger], func() error {
+		c, err := (&net.ListenConfig{}).ListenPacket(context.Background(), "udp4", stranger+":5000")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		go func() {
+			for buffer := make([]byte, 64); ; {
+				n, _, err := c.ReadFrom(buffer)
+				if err != nil {
+					return
+				}
+				heard <- string(buffer[:n])
+			}
+		}()
+		return nil
+	})
+	send := func(from, text string) {
+		inNamespace(t, s.places[client], func() error {
+			c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}).DialContext(context.Background(), "udp4", stranger+":5000")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(text))
+			return err
+		})
+	}
+	s.enforce("")
+	send("10.9.9.9", "no policy")
+	if got := <-heard; got != "no policy" {
+		t.Errorf("heard %q", got)
+	}
+	s.enforce(webOnly)
+	send("10.9.9.9", "foreign")
+	send(client, "own")
+	if got := <-heard; got != "own" {
+		t.Errorf("heard %q, want nothing but the pod's own", got)
+	}
+	// A pod that is not known yet has its route from the first moment.
+	s.cluster.pods = nil
+	s.enforce(webOnly)
+	send("10.9.9.9", "foreign")
+	send(client, "unknown")
+	if got := <-heard; got != "unknown" {
+		t.Errorf("heard %q, want what the new pod sent", got)
 	}
 }
 

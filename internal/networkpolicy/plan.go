@@ -62,6 +62,7 @@ func Plan(w World) (Table, error) {
 	}
 	slices.Sort(self)
 	p.table.Sets["self"] = Set{Type: p.table.Sets["self"].Type, Elements: slices.Compact(self)}
+	p.checkSources()
 	for _, d := range []direction{ingress, egress} {
 		if len(p.table.Maps[verdicts(d, with)].Verdicts) == 0 {
 			p.table.Chains[string(d)] = Chain{Base: true, Priority: p.table.Chains[string(d)].Priority}
@@ -77,6 +78,7 @@ func frame() Table {
 		// A machine that moved here has connections that this node does not know. The
 		// first packet it sees may be an answer; the connection would count as opened
 		// by the side that was asked, and be judged as such for good.
+		"sources": {Base: true, Priority: "filter-3"},
 		"midstream": {Base: true, Priority: "filter-2", Rules: []string{
 			"ct state new tcp flags & syn == 0 tcp sport < " + ephemeral + " tcp dport >= " + ephemeral +
 				" ct mark set ct mark | " + turnedMark,
@@ -104,6 +106,26 @@ func frame() Table {
 		}}
 	}
 	return t
+}
+
+// checkSources lets no pod, nor a guest in one, escape from its policies by sending
+// under another address: the node must have a route to the sender over the link the
+// packet came from. Before a machine that arrives has its route, its pod is known.
+func (p *planner) checkSources() {
+	if len(p.world.Policies) == 0 {
+		return
+	}
+	var local []string
+	for i := range p.world.Pods {
+		if p.world.Pods[i].Node == p.world.Node {
+			local = append(local, p.world.Pods[i].Address.String())
+		}
+	}
+	slices.Sort(local)
+	p.table.Sets["local"] = Set{Type: "ipv4_addr", Comment: "pods of this node", Elements: slices.Compact(local)}
+	chain := p.table.Chains["sources"]
+	chain.Rules = []string{"iifname " + podLinks + " ip saddr != @local fib saddr . iif oif missing drop"}
+	p.table.Chains["sources"] = chain
 }
 
 func verdicts(d direction, w way) string { return string(d) + "-" + string(w) + "-pods" }

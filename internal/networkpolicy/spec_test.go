@@ -177,6 +177,24 @@ func TestSentences(t *testing.T) {
 	}
 }
 
+// TestNobodySendsForOthers: a policy would mean nothing to a guest that takes another
+// address.
+func TestNobodySendsForOthers(t *testing.T) {
+	p := packet{in: "veth1", out: "eth0", source: netip.MustParseAddr("10.9.9.9"), target: netip.MustParseAddr(places["stranger"]),
+		protocol: "udp", dport: 53, state: "new", direction: "original"}
+	for policies, want := range map[string]map[bool]bool{"": {false: true, true: true}, denyAll: {false: true, true: false}} {
+		table, err := Plan(spokenCluster(t, policies).world())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p.lost = range want {
+			if got := lets(t, table, p); got != want[p.lost] {
+				t.Errorf("policies %q, without a route back %t: passes %t", policies, p.lost, got)
+			}
+		}
+	}
+}
+
 // parseConnection reads "from>to:port/protocol"; port "-" is a protocol without ports.
 func parseConnection(t *testing.T, text string) connection {
 	t.Helper()
