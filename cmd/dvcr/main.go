@@ -24,6 +24,7 @@ type options struct {
 	dir, listen, health string
 	tlsDir, jwks        string
 	handlerCA           string
+	logLevel, logFormat string
 	maxBlob, reserve    int64
 }
 
@@ -51,13 +52,34 @@ func command() *cobra.Command {
 	f.StringVar(&o.tlsDir, "tls-dir", "/etc/dvcr/tls", "folder with tls.crt and tls.key; followed when they change")
 	f.StringVar(&o.jwks, "jwks", "/etc/dvcr/jwks/jwks.json", "public keys that tokens are checked with; followed when they change")
 	f.StringVar(&o.handlerCA, "handler-ca", "/etc/dvcr/handler/handler-ca.crt", "authority of the node agents, which may pull with their certificate; followed when it changes")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.Int64Var(&o.maxBlob, "max-blob-size", registry.DefaultMaxBlob, "largest blob taken, in bytes")
 	f.Int64Var(&o.reserve, "reserve", registry.DefaultReserve, "what uploads leave free on the volume, in bytes")
 	return c
 }
 
+func logger(level, format string) (*slog.Logger, error) {
+	o := &slog.HandlerOptions{}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("read --log-level: %w", err)
+	}
+	o.Level = l
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, o)), nil
+	}
+	return nil, fmt.Errorf("--log-format: %q is not text or json", format)
+}
+
 func run(ctx context.Context, o *options) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log, err := logger(o.logLevel, o.logFormat)
+	if err != nil {
+		return err
+	}
 	slog.SetDefault(log)
 	h, err := registry.New(ctx, registry.Config{
 		Dir: o.dir, Keys: token.NewKeys(o.jwks), MaxBlob: o.maxBlob, Reserve: o.reserve, Log: log,

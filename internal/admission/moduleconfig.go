@@ -44,7 +44,14 @@ func (w *moduleConfig) ValidateUpdate(ctx context.Context, former, config *deckh
 	if deleting(config) {
 		return nil, nil
 	}
-	return nil, w.validate(ctx, former, config)
+	if err := w.validate(ctx, former, config); err != nil || config.Name != settings.Name {
+		return nil, err
+	}
+	var warnings admission.Warnings
+	if paths := settings.Deferred(former, config); len(paths) > 0 {
+		warnings = append(warnings, fmt.Sprintf("%s: takes effect with the next `d8 install`", strings.Join(paths, ", ")))
+	}
+	return warnings, nil
 }
 
 // ValidateDelete implements admission.Validator; it is not called.

@@ -49,7 +49,9 @@ type values struct {
 	} `json:"images"`
 	Replicas int    `json:"replicas"`
 	LogLevel string `json:"logLevel"`
-	DVCR     struct {
+	// LogFormat is "text" or "json".
+	LogFormat string `json:"logFormat"`
+	DVCR      struct {
 		Size             string `json:"size"`
 		StorageClassName string `json:"storageClassName"`
 	} `json:"dvcr"`

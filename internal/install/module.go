@@ -118,7 +118,7 @@ func genericClass() *corev1alpha2.VirtualMachineClass {
 func (i *installer) values(ctx context.Context, config *settings.Settings) (*values, error) {
 	v := &values{}
 	v.Images.Registry, v.Images.Version, v.Images.PullSecrets = i.Registry, i.Version, i.PullSecrets
-	v.LogLevel = config.LogLevel
+	v.LogLevel, v.LogFormat = config.LogLevel, config.LogFormat
 	v.DVCR.StorageClassName = config.DVCR.StorageClassName
 	v.DVCR.Size = config.DVCR.Size.String()
 	if err := i.fitRegistry(ctx, v); err != nil {

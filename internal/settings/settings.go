@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -40,6 +41,9 @@ type Settings struct {
 	VirtualImages Storage
 	// AllowEmulation lets machines run on nodes without working KVM.
 	AllowEmulation bool
+	// ImportStallTimeout is how long the server of an image may send nothing; 0 leaves
+	// it to the importer.
+	ImportStallTimeout time.Duration
 	// HighAvailability forces several replicas (true) or one (false); nil lets the platform decide.
 	HighAvailability *bool
 	// LogLevel is "debug", "info", "warn" or "error".
@@ -158,6 +162,7 @@ func Parse(config *deckhousev1alpha1.ModuleConfig) (*Settings, error) {
 	}
 	var p problems
 	settings := &Settings{
+		ImportStallTimeout:  p.duration(config, corev1alpha2.AnnotationImportStallTimeout),
 		Enabled:             config.Spec.Enabled == nil || *config.Spec.Enabled,
 		VirtualMachineCIDRs: p.prefixes("virtualMachineCIDRs", doc.VirtualMachineCIDRs),
 		DVCR:                p.dvcr(doc),
@@ -197,6 +202,19 @@ type problems []error
 
 func (p *problems) add(path, format string, args ...any) {
 	*p = append(*p, fmt.Errorf("spec.settings.%s: %s", path, fmt.Sprintf(format, args...)))
+}
+
+// duration reads an annotation, 0 if it is not there.
+func (p *problems) duration(config *deckhousev1alpha1.ModuleConfig, name string) time.Duration {
+	text, found := config.Annotations[name]
+	if !found {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second || d > time.Hour {
+		*p = append(*p, fmt.Errorf("metadata.annotations[%s]: %q is not a duration from 1s to 1h", name, text))
+	}
+	return d
 }
 
 // prefixes reads address ranges: IPv4, aligned, large enough for one machine

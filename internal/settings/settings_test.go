@@ -159,3 +159,24 @@ func addresses(first string, n int) []netip.Addr {
 	}
 	return list
 }
+
+func TestDeferred(t *testing.T) {
+	const former = `{"dvcr":{"storage":{"type":"PersistentVolumeClaim","persistentVolumeClaim":{"size":"50G"}}}}`
+	cases := map[string]struct {
+		settings string
+		want     string
+	}{
+		"nothing was changed":             {former, ""},
+		"the same size in other words":    {`{"dvcr":{"storage":{"type":"PersistentVolumeClaim","persistentVolumeClaim":{"size":"50000M"}}}}`, ""},
+		"what acts at once is not named":  {strings.Replace(former, "{", `{"virtualMachineCIDRs":["10.66.10.0/24"],`, 1), ""},
+		"what the chart writes has to be": {strings.Replace(former, "{", `{"logLevel":"debug","logFormat":"json","highAvailability":true,`, 1), "logLevel logFormat highAvailability"},
+		"so has the size of the registry": {strings.Replace(former, "50G", "60G", 1), "dvcr.storage"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := strings.Join(Deferred(config(former), config(c.settings)), " "); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/equality"
+
 	deckhousev1alpha1 "orlop.dev/orlop/api/deckhouse/v1alpha1"
 	"orlop.dev/orlop/internal/policy"
 )
@@ -48,6 +50,34 @@ func Validate(former, config *deckhousev1alpha1.ModuleConfig, around Surrounding
 		texts[i] = problem.Error()
 	}
 	return fmt.Errorf("%s", strings.Join(texts, "; "))
+}
+
+// Deferred names the settings whose change does nothing before the next `d8 install`,
+// since workloads are only written by that.
+func Deferred(former, config *deckhousev1alpha1.ModuleConfig) []string {
+	before, err := Parse(former)
+	if err != nil {
+		return nil
+	}
+	after, err := Parse(config)
+	if err != nil {
+		return nil
+	}
+	var paths []string
+	for _, change := range []struct {
+		path    string
+		changed bool
+	}{
+		{"logLevel", before.LogLevel != after.LogLevel},
+		{"logFormat", before.LogFormat != after.LogFormat},
+		{"highAvailability", !equality.Semantic.DeepEqual(before.HighAvailability, after.HighAvailability)},
+		{"dvcr.storage", before.DVCR.Size.Cmp(after.DVCR.Size) != 0 || before.DVCR.StorageClassName != after.DVCR.StorageClassName},
+	} {
+		if change.changed {
+			paths = append(paths, change.path)
+		}
+	}
+	return paths
 }
 
 func (p *problems) overlaps(cidrs []netip.Prefix, around Surroundings) {

@@ -29,6 +29,9 @@ const (
 const (
 	// AnnotationDefaultClass with value "true" marks the one default VirtualMachineClass.
 	AnnotationDefaultClass = "virtualmachineclass.virtualization.deckhouse.io/is-default-class"
+	// AnnotationImportStallTimeout on the ModuleConfig is how long the server of an image
+	// may send nothing, as a Go duration.
+	AnnotationImportStallTimeout = "internal.virtualization.deckhouse.io/import-stall-timeout"
 	// AnnotationAllowEmulation with value "true" on the ModuleConfig lets machines run without KVM.
 	AnnotationAllowEmulation = "virtualization.deckhouse.io/allow-emulation"
 

@@ -9,6 +9,12 @@ module: virtualization
 {{ $root.Values.images.registry }}/{{ index . 1 }}:{{ required "images.version is required" $root.Values.images.version }}
 {{- end -}}
 
+{{- /* what components that log through zap are told; they know no level between info and error */ -}}
+{{- define "log.args" -}}
+- --zap-log-level={{ if eq .Values.logLevel "warn" }}error{{ else }}{{ .Values.logLevel }}{{ end }}
+- --zap-encoder={{ if eq .Values.logFormat "json" }}json{{ else }}console{{ end }}
+{{- end -}}
+
 {{- define "pull" -}}
 imagePullPolicy: IfNotPresent
 {{- end -}}

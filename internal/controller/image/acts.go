@@ -2,7 +2,9 @@ package image
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,6 +17,7 @@ import (
 	"orlop.dev/orlop/internal/dvcr"
 	"orlop.dev/orlop/internal/importer"
 	"orlop.dev/orlop/internal/plan"
+	"orlop.dev/orlop/internal/settings"
 	"orlop.dev/orlop/internal/steps"
 )
 
@@ -55,10 +58,15 @@ func (x runner) configure(pod *corev1.Pod) steps.Act {
 		if err != nil {
 			return err
 		}
+		patience, err := x.r.stallTimeout(ctx)
+		if err != nil {
+			return err
+		}
 		source := x.w.image.http
 		config := importer.Config{Import: &importer.Import{
-			Source:      importer.HTTPSource{URL: source.URL, CABundle: source.CABundle, Checksums: checksums(source.Checksum)},
-			Destination: destination,
+			Source:              importer.HTTPSource{URL: source.URL, CABundle: source.CABundle, Checksums: checksums(source.Checksum)},
+			Destination:         destination,
+			StallTimeoutSeconds: int64(patience.Seconds()),
 		}}
 		raw, err := config.Marshal()
 		if err != nil {
@@ -70,6 +78,19 @@ func (x runner) configure(pod *corev1.Pod) steps.Act {
 		}
 		return err
 	}}
+}
+
+// stallTimeout is what the ModuleConfig says about servers that send nothing; 0 leaves
+// it to the importer.
+func (r *Reconciler) stallTimeout(ctx context.Context) (time.Duration, error) {
+	config, err := settings.Load(ctx, r.Client)
+	if errors.Is(err, settings.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return config.ImportStallTimeout, nil
 }
 
 // discard removes the image from the registry, if anything was ever put there, and

@@ -67,6 +67,7 @@ func NewCluster(o Options) *Reconciler { return &Reconciler{Options: o, kind: cl
 // +kubebuilder:rbac:groups="",resources=configmaps,verbs=get
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create;delete
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=get;create
+// +kubebuilder:rbac:groups=deckhouse.io,resources=moduleconfigs,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups=internal.virtualization.deckhouse.io,resources=instances,verbs=get;list;watch
 // +kubebuilder:rbac:groups=virtualization.deckhouse.io,resources=clustervirtualimages,verbs=get;list;watch;patch
