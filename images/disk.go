@@ -13,7 +13,8 @@ import (
 // diskRecipe changes whenever this file makes other disks from the same inputs.
 const diskRecipe = 2
 
-// disk is a bootable image to be made: an MBR, GRUB behind it, one ext4 partition.
+// disk is a bootable image to be made: an MBR, a boot loader behind it (GRUB, or ours
+// with the kernel it loads), one ext4 partition.
 // All of it is written into a file; no loop device or mount is needed, so nothing
 // can be left behind.
 type disk struct {
@@ -21,7 +22,18 @@ type disk struct {
 	root        string // directory that becomes the file system
 	mebibytes   int    // size of the disk
 	grubModules []string
-	grubConfig  string // built into GRUB; empty: it reads /boot/grub/grub.cfg
+	grubConfig  string  // built into GRUB; empty: it reads /boot/grub/grub.cfg
+	kernel      *kernel // loaded by our own loader instead of GRUB
+}
+
+// partition is where the partition begins, in sectors: at a whole mebibyte behind
+// everything that is loaded from outside it.
+func (d disk) partition() int {
+	if d.kernel == nil {
+		return partitionStart
+	}
+	const mebibyte = 1 << 20 / sectorSize
+	return partitionStart + (len(d.kernel.content)/sectorSize+mebibyte-1)/mebibyte*mebibyte
 }
 
 const (
@@ -50,12 +62,16 @@ func writeDisk(ctx context.Context, cache Cache, d disk) error {
 	}
 	// Features that GRUB or an older machine's tools do not know are left out.
 	makeFS := inRoot(ctx, toolsDir, "/usr/sbin/mke2fs", "-q", "-t", "ext4", "-L", "root", "-b", "4096", "-O", "^metadata_csum_seed,^orphan_file",
-		"-E", "offset="+strconv.Itoa(partitionStart*sectorSize)+",lazy_itable_init=1", "-m", "1",
-		"-d", d.root, raw, strconv.Itoa(d.mebibytes-1)+"m")
+		"-E", "offset="+strconv.Itoa(d.partition()*sectorSize)+",lazy_itable_init=1", "-m", "1",
+		"-d", d.root, raw, strconv.Itoa(d.mebibytes-d.partition()*sectorSize>>20)+"m")
 	if err := runLogged(makeFS); err != nil {
 		return err
 	}
-	if err := d.writeBootCode(ctx, toolsDir, raw); err != nil {
+	boot := d.writeBootCode
+	if d.kernel != nil {
+		boot = d.writeKernel
+	}
+	if err := boot(ctx, toolsDir, raw); err != nil {
 		return err
 	}
 	return runLogged(inRoot(ctx, toolsDir, "/usr/bin/qemu-img", "convert", "-c", "-O", "qcow2", raw, d.image))
@@ -127,8 +143,8 @@ func (d disk) writePartition(sector []byte) {
 	// Cylinders and heads are unused; these values say "see the sector numbers".
 	copy(entry[1:4], []byte{0xfe, 0xff, 0xff})
 	copy(entry[5:8], []byte{0xfe, 0xff, 0xff})
-	binary.LittleEndian.PutUint32(entry[8:], partitionStart)
-	binary.LittleEndian.PutUint32(entry[12:], uint32(d.mebibytes<<20/sectorSize-partitionStart))
+	binary.LittleEndian.PutUint32(entry[8:], uint32(d.partition()))
+	binary.LittleEndian.PutUint32(entry[12:], uint32(d.mebibytes<<20/sectorSize-d.partition()))
 	// A disk without an identifier of its own gets one from the first tool that looks.
 	binary.LittleEndian.PutUint32(sector[440:], 0x6f726c70)
 	sector[510], sector[511] = 0x55, 0xaa
