@@ -34,7 +34,7 @@ func TestStory04BadSources(t *testing.T) {
 		"html":      {path: "page.html", want: "HTML"},
 		"cut":       {path: "cut.qcow2", want: "transfer", passing: true},
 		"hangs":     {path: "hangs.qcow2", want: "does not answer", passing: true},
-		"stalls":    {path: "stalls.qcow2", want: "The transfer stalled after 65536 bytes", passing: true},
+		"stalls":    {path: "stalls.qcow2", want: "The transfer stalled after ", passing: true},
 		"backing":   {path: "backing.qcow2", want: "backing file"},
 		"external":  {path: "external.qcow2", want: "data in another file"},
 		"wrong-sum": {path: "good.qcow2", more: `, checksum: {sha256: "` + strings.Repeat("0", 64) + `"}`, want: "sha256"},
