@@ -66,6 +66,7 @@ func TestStory06Debian(t *testing.T) {
 			t.Errorf("got %v %q, want 3…M or more of a 4 GiB disk", err, output)
 		}
 	})
+	t.Run("story 14: the guest agent", func(t *testing.T) { story14(t, ns, ssh) })
 }
 
 // TestStory07Memory lets guests touch all their memory: none may be killed for it.
