@@ -138,6 +138,11 @@ bench-net: up guests ## measure the guest's network against a bare tap on a brid
 bench-handler: up guests ## measure the node agent at rest with 10 machines, on the cluster of `make up`
 	$(GO) run ./test/bench/handler
 
+.PHONY: bench-disk
+bench-disk: binaries guests ## measure a guest's disk under our launcher against QEMU alone
+	bin/orlop-images fio bin/fio
+	$(GO) run ./test/bench/disk
+
 .PHONY: lint
 lint: check-go ## run the linters
 	$(TOOL) golangci-lint run --build-tags e2e,integration ./...

@@ -7,6 +7,7 @@
 //	images push   REGISTRY       copies them to a registry
 //	images tools  DIR            unpacks the platform's QEMU with wrappers that run it in place
 //	images guests DIR            the guests of demo and tests
+//	images fio    DIR            unpacks what a benchmark runs inside a guest
 //
 // Debian packages come through the apt configuration of the machine it runs on. It
 // must run as root, from the top of the tree.
@@ -65,6 +66,8 @@ func run(arguments []string) error {
 		return unpackTools(ctx, cache, rest[0])
 	case verb == "guests" && len(rest) == 1:
 		return buildGuests(ctx, cache, rest[0])
+	case verb == "fio" && len(rest) == 1:
+		return unpackMeasuring(ctx, cache, rest[0])
 	}
-	return fmt.Errorf("unknown command %q: use build, push REGISTRY, tools DIR or guests DIR", verb)
+	return fmt.Errorf("unknown command %q: use build, push REGISTRY, tools DIR, guests DIR or fio DIR", verb)
 }
