@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,17 +23,21 @@ const (
 	dataMiB = 256
 )
 
-// files is what both sides use.
+// files is what the guests use.
 type files struct {
-	dir                       string
-	root, tools, data, device string
+	// tools is a disk with fio, for reading.
+	tools string
+	// of are the disks of each side.
+	of map[string]sideFiles
 }
 
-// prepare makes the disks. All are written to once before, so that neither side pays
-// for the first touch.
+// sideFiles are the writable disks of one side.
+type sideFiles struct{ root, data, device string }
+
+// prepare makes the disks, alike for both sides. All were written to, so that nobody
+// pays for the first touch.
 func prepare(ctx context.Context, o options, dir string) (*files, error) {
-	f := &files{dir: dir, root: filepath.Join(dir, "root.qcow2"), tools: filepath.Join(dir, "tools.img"), data: filepath.Join(dir, "data.qcow2")}
-	image := filepath.Join(dir, "device.img")
+	f := &files{tools: filepath.Join(dir, "tools.img"), of: map[string]sideFiles{}}
 	staging := o.program("fio", "root")
 	for _, mountPoint := range []string{"dev", "proc", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(staging, mountPoint), 0o755); err != nil {
@@ -45,43 +47,47 @@ func prepare(ctx context.Context, o options, dir string) (*files, error) {
 	if err := os.WriteFile(filepath.Join(staging, "jobs.fio"), jobs, 0o644); err != nil {
 		return nil, err
 	}
+	if _, err := output(ctx, "mkfs.ext4", "-q", "-d", staging, f.tools, "512M"); err != nil {
+		return nil, err
+	}
+	for _, side := range sides {
+		if err := f.add(ctx, o, dir, side); err != nil {
+			f.remove()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// add makes the disks of one side.
+func (f *files) add(ctx context.Context, o options, dir, side string) error {
+	s := sideFiles{root: filepath.Join(dir, side+"-root.qcow2"), data: filepath.Join(dir, side+"-data.qcow2")}
+	image := filepath.Join(dir, side+"-device.img")
 	for _, command := range [][]string{
-		{"mkfs.ext4", "-q", "-d", staging, f.tools, "512M"},
-		{o.program("qemu", "qemu-img"), "create", "-q", "-f", "qcow2", f.data, fmt.Sprintf("%dM", dataMiB)},
-		{o.program("qemu", "qemu-io"), "-f", "qcow2", "-c", fmt.Sprintf("write -P 1 0 %dM", dataMiB), f.data},
+		{"cp", o.program("guests", "tiny.qcow2"), s.root},
+		{o.program("qemu", "qemu-img"), "create", "-q", "-f", "qcow2", s.data, fmt.Sprintf("%dM", dataMiB)},
+		{o.program("qemu", "qemu-io"), "-f", "qcow2", "-c", fmt.Sprintf("write -P 1 0 %dM", dataMiB), s.data},
 		{"dd", "if=/dev/urandom", "of=" + image, "bs=1M", fmt.Sprintf("count=%d", dataMiB), "conv=fsync", "status=none"},
 	} {
 		if _, err := output(ctx, command...); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	device, err := output(ctx, "losetup", "--find", "--show", "--direct-io=on", image)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	f.device = strings.TrimSpace(device)
-	return f, nil
+	s.device = strings.TrimSpace(device)
+	f.of[side] = s
+	return nil
 }
 
 func (f *files) remove() {
-	if _, err := output(context.Background(), "losetup", "--detach", f.device); err != nil {
-		fmt.Fprintln(os.Stderr, "bench-disk:", err)
+	for _, s := range f.of {
+		if _, err := output(context.Background(), "losetup", "--detach", s.device); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-disk:", err)
+		}
 	}
-}
-
-// freshRoot gives the next guest a disk to boot from.
-func (f *files) freshRoot(o options) error {
-	source, err := os.Open(o.program("guests", "tiny.qcow2"))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = source.Close() }()
-	target, err := os.Create(f.root)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(target, source)
-	return errors.Join(err, target.Close())
 }
 
 func output(ctx context.Context, command ...string) (string, error) {

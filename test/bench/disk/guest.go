@@ -20,29 +20,44 @@ const (
 type guest struct {
 	conn  net.Conn
 	lines *bufio.Scanner
+	// end stops what it runs in.
+	end func()
 }
 
-// talk connects to a serial line as soon as there is one and waits for the guest.
-func talk(ctx context.Context, socket string) (*guest, error) {
+// prepare connects to the serial line as soon as there is one, waits for the guest and
+// mounts fio.
+func (g *guest) prepare(ctx context.Context, socket string) error {
+	whole := ctx
+	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
 	var d net.Dialer
-	for {
+	for g.conn == nil {
 		conn, err := d.DialContext(ctx, "unix", socket)
 		if err == nil {
-			g := &guest{conn: conn, lines: bufio.NewScanner(conn)}
-			deadline, _ := ctx.Deadline()
-			_ = conn.SetDeadline(deadline)
-			_, err := g.until(userspace)
-			return g, err
+			g.conn, g.lines = conn, bufio.NewScanner(conn)
+			break
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to serial line: %w", err)
+			return fmt.Errorf("connect to serial line: %w", err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+	context.AfterFunc(whole, func() { _ = g.conn.Close() }) // nobody waits for it any more
+	_ = g.conn.SetDeadline(time.Now().Add(bootTime))
+	if _, err := g.until(userspace); err != nil {
+		return err
+	}
+	_, err := g.command(setup, ended+"setup")
+	return err
 }
 
-func (g *guest) close() { _ = g.conn.Close() }
+func (g *guest) stop() {
+	if g.conn != nil {
+		_ = g.conn.Close()
+	}
+	g.end()
+}
 
 // until reads lines up to one that has a text in it, and returns all.
 func (g *guest) until(text string) ([]string, error) {
@@ -57,27 +72,25 @@ func (g *guest) until(text string) ([]string, error) {
 	return nil, fmt.Errorf("the guest has not said %q, but: %s: %w", text, strings.Join(all[max(0, len(all)-20):], "\n"), g.lines.Err())
 }
 
-// measure runs fio on each disk. The words to wait for are put together by the guest,
-// so that the echo of the commands is none of them.
-func (g *guest) measure(o options) (map[string]float64, error) {
-	setup := `e=ended; disk() { for d in /sys/block/sd*; do grep -aq "$1" $d/device/vpd_pg80 && echo /dev/${d##*/}; done; }; ` +
-		`mkdir -p /mnt; until mount -t ext4 -o ro $(disk ` + toolsDisk + `) /mnt; do sleep 0.2; done; ` +
-		`mount -o bind /dev /mnt/dev; mount -t proc proc /mnt/proc; mount -t tmpfs tmp /mnt/tmp; echo bench-$e-setup`
-	if _, err := g.command(setup, ended+"setup"); err != nil {
-		return nil, err
+// setup mounts the disk with fio. The words to wait for are put together by the guest,
+// so that the echo of a command is none of them.
+const setup = `e=ended; disk() { for d in /sys/block/sd*; do grep -aq "$1" $d/device/vpd_pg80 && echo /dev/${d##*/}; done; }; ` +
+	`mkdir -p /mnt; until mount -t ext4 -o ro $(disk ` + toolsDisk + `) /mnt; do sleep 0.2; done; ` +
+	`mount -o bind /dev /mnt/dev; mount -t proc proc /mnt/proc; mount -t tmpfs tmp /mnt/tmp; echo bench-$e-setup`
+
+// measure runs fio on a disk and adds its figures.
+func (g *guest) measure(o options, disk string, all results) error {
+	patience := workTime + time.Duration(len(kinds)*(o.seconds+1))*time.Second
+	_ = g.conn.SetDeadline(time.Now().Add(patience))
+	command := fmt.Sprintf("DISK=$(disk %s) SECONDS=%d chroot /mnt /usr/bin/fio --output-format=terse --terse-version=3 /jobs.fio; echo bench-$e-$?", disk, o.seconds)
+	lines, err := g.command(command, ended)
+	if err != nil {
+		return err
 	}
-	figures := map[string]float64{}
-	for _, disk := range disks {
-		command := fmt.Sprintf("DISK=$(disk %s) SECONDS=%d chroot /mnt /usr/bin/fio --output-format=terse --terse-version=3 /jobs.fio; echo bench-$e-$?", disk, o.seconds)
-		lines, err := g.command(command, ended)
-		if err != nil {
-			return nil, err
-		}
-		if err := parse(lines, disk, figures); err != nil {
-			return nil, fmt.Errorf("%w in:\n%s", err, strings.Join(lines, "\n"))
-		}
+	if err := parse(lines, disk, all); err != nil {
+		return fmt.Errorf("%w in:\n%s", err, strings.Join(lines, "\n"))
 	}
-	return figures, nil
+	return nil
 }
 
 func (g *guest) command(line, mark string) ([]string, error) {
@@ -96,7 +109,7 @@ const (
 )
 
 // parse reads fio's lines.
-func parse(lines []string, disk string, figures map[string]float64) error {
+func parse(lines []string, disk string, all results) error {
 	for _, k := range kinds {
 		place := map[[2]bool]int{{true, true}: terseWriteRate, {true, false}: terseReadRate, {false, true}: terseWriteIOPS, {false, false}: terseReadIOPS}[[2]bool{k.throughput, k.write}]
 		found := false
@@ -109,7 +122,7 @@ func parse(lines []string, disk string, figures map[string]float64) error {
 			if err != nil || fields[terseError] != "0" || figure <= 0 {
 				return fmt.Errorf("job %s on disk %s failed", k.job, disk)
 			}
-			figures[disk+" "+k.job], found = figure, true
+			all[disk+" "+k.job], found = append(all[disk+" "+k.job], figure), true
 		}
 		if !found {
 			return fmt.Errorf("no figure of job %s on disk %s", k.job, disk)

@@ -1,13 +1,14 @@
 // Command disk measures what Orlop takes from a guest's disk: fio in the tiny guest,
-// on one qcow2 file and on one block device, under the platform's launcher and its
-// QEMU command line, and under QEMU alone as one would type it. Both use the very same
-// files, in turns, in one run.
+// on a qcow2 file and on a block device, under the platform's launcher and its QEMU
+// command line, and under QEMU alone as one would type it. Both guests are there all
+// the time, with copies of the same files, and work in turns: what else the machine has
+// to do changes from minute to minute, so only neighbours can be compared.
 //
 // The launcher runs without a cluster around it: in a pod, too, QEMU reads and writes
 // descriptors of the volume, and nothing stands in between. It needs root (a loop
 // device) and what `make bench-disk` builds. The last line is throughput_ratio= and
 // iops_ratio=: Orlop's figure by QEMU's, the geometric mean over file and device, read
-// and write, each the median of all rounds.
+// and write, each the median of the rounds.
 package main
 
 import (
@@ -63,26 +64,38 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer f.remove()
-	all := map[string]results{}
-	for round := range o.rounds {
-		for _, side := range []string{"raw", "orlop"} {
-			began := time.Now()
-			got, err := measure(ctx, o, f, side)
-			if err != nil {
-				return fmt.Errorf("round %d, %s: %w", round+1, side, err)
-			}
-			if all[side] == nil {
-				all[side] = results{}
-			}
-			for key, figure := range got {
-				all[side][key] = append(all[side][key], figure)
-			}
-			fmt.Printf("round %d: %s in %s\n", round+1, side, time.Since(began).Round(time.Second))
+	guests := map[string]*guest{}
+	for _, side := range sides {
+		began := time.Now()
+		g, err := boot(ctx, o, f, side)
+		if err != nil {
+			return fmt.Errorf("boot %s: %w", side, err)
 		}
+		defer g.stop()
+		guests[side] = g
+		fmt.Printf("%s is up after %s\n", side, time.Since(began).Round(time.Second))
 	}
-	report(all["raw"], all["orlop"])
+	all := map[string]results{}
+	for _, side := range sides {
+		all[side] = results{}
+	}
+	for round := range o.rounds {
+		for _, disk := range disks {
+			for i := range sides {
+				side := sides[(i+round)%len(sides)] // each is first as often
+				if err := guests[side].measure(o, disk, all[side]); err != nil {
+					return fmt.Errorf("round %d, %s: %w", round+1, side, err)
+				}
+			}
+		}
+		fmt.Printf("round %d of %d is done\n", round+1, o.rounds)
+	}
+	report(all[sides[0]], all[sides[1]])
 	return nil
 }
+
+// sides are what is compared.
+var sides = []string{"raw", "orlop"}
 
 // kinds are the jobs of jobs.fio with what counts of each.
 var kinds = []struct {
@@ -96,7 +109,7 @@ var kinds = []struct {
 	{"randread", "operations/s", false, false},
 }
 
-// results are all figures of "<disk> <job>".
+// results are the figures of "<disk> <job>", one for each round.
 type results map[string][]float64
 
 func report(raw, orlop results) {
@@ -104,12 +117,16 @@ func report(raw, orlop results) {
 	for _, disk := range disks {
 		for _, k := range kinds {
 			key := disk + " " + k.job
-			r, o := median(raw[key]), median(orlop[key])
-			fmt.Printf("%-6s %-9s raw %8.0f, orlop %8.0f %s, ratio %.2f\n", disk, k.job, r, o, k.unit, o/r)
+			ratios := make([]float64, len(raw[key]))
+			for i := range ratios {
+				ratios[i] = orlop[key][i] / raw[key][i]
+			}
+			ratio := median(ratios)
+			fmt.Printf("%-6s %-9s raw %8.0f, orlop %8.0f %s, ratio %.2f\n", disk, k.job, median(raw[key]), median(orlop[key]), k.unit, ratio)
 			if k.throughput {
-				throughput = append(throughput, o/r)
+				throughput = append(throughput, ratio)
 			} else {
-				iops = append(iops, o/r)
+				iops = append(iops, ratio)
 			}
 		}
 	}

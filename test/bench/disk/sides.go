@@ -22,53 +22,49 @@ import (
 const (
 	memoryMiB = 512
 	// bootTime is for the guest on a busy machine.
-	bootTime = 3 * time.Minute
+	bootTime = 5 * time.Minute
+	// workTime is for fio to begin and end.
+	workTime = 5 * time.Minute
 )
 
-// measure boots a guest on one side, lets it work on both disks and returns the figures
-// by "<disk> <job>".
-func measure(ctx context.Context, o options, f *files, side string) (map[string]float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*bootTime+time.Duration(len(disks)*len(kinds)*(o.seconds+1))*4*time.Second)
-	defer cancel()
-	if err := f.freshRoot(o); err != nil {
-		return nil, err
-	}
+// boot starts the guest of one side, up to where it can work.
+func boot(ctx context.Context, o options, f *files, side string) (*guest, error) {
 	run, err := os.MkdirTemp("", "ob") // short, for the paths of sockets
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(run) }()
 	begin := raw
 	if side == "orlop" {
 		begin = orlop
 	}
-	stop, err := begin(ctx, o, f, run)
+	end, err := begin(ctx, o, f, run)
 	if err != nil {
+		_ = os.RemoveAll(run)
 		return nil, err
 	}
-	defer stop()
-	guest, err := talk(ctx, filepath.Join(run, qemu.SerialSocket))
-	if err != nil {
+	g := &guest{end: func() { end(); _ = os.RemoveAll(run) }}
+	if err := g.prepare(ctx, filepath.Join(run, qemu.SerialSocket)); err != nil {
+		g.stop()
 		return nil, err
 	}
-	defer guest.close()
-	return guest.measure(o)
+	return g, nil
 }
 
 // raw is QEMU as one would type it, with the same guest, size and kinds of devices.
 func raw(ctx context.Context, o options, f *files, run string) (stop func(), err error) {
+	d := f.of["raw"]
 	arguments := []string{
 		"-nodefaults", "-display", "none", "-machine", "q35", "-cpu", "Nehalem", "-smp", "1", "-m", fmt.Sprint(memoryMiB),
 		"-accel", accelerator(o), "-serial", "unix:" + filepath.Join(run, qemu.SerialSocket) + ",server=on,wait=off", "-device", "virtio-scsi-pci",
 	}
 	for i, d := range []struct{ path, format, serial, more string }{
-		{f.root, "qcow2", "root", ""}, {f.data, "qcow2", disks[0], ""}, {f.device, "raw", disks[1], ""}, {f.tools, "raw", toolsDisk, ",readonly=on"},
+		{d.root, "qcow2", "root", ""}, {d.data, "qcow2", disks[0], ""}, {d.device, "raw", disks[1], ""}, {f.tools, "raw", toolsDisk, ",readonly=on"},
 	} {
 		arguments = append(arguments,
 			"-drive", fmt.Sprintf("file=%s,format=%s,if=none,id=d%d,cache=none%s", d.path, d.format, i, d.more),
 			"-device", fmt.Sprintf("scsi-hd,drive=d%d,lun=%d,serial=%s", i, i, d.serial))
 	}
-	return spawn(ctx, exec.CommandContext(ctx, o.program("qemu", "qemu-system-x86_64"), arguments...))
+	return spawn(exec.CommandContext(ctx, o.program("qemu", "qemu-system-x86_64"), arguments...))
 }
 
 func accelerator(o options) string {
@@ -79,7 +75,7 @@ func accelerator(o options) string {
 }
 
 // spawn starts a program; stop ends it.
-func spawn(_ context.Context, c *exec.Cmd) (stop func(), err error) {
+func spawn(c *exec.Cmd) (stop func(), err error) {
 	var said strings.Builder
 	c.Stderr, c.Stdout = &said, &said
 	if err := c.Start(); err != nil {
@@ -96,7 +92,8 @@ func spawn(_ context.Context, c *exec.Cmd) (stop func(), err error) {
 // orlop is the launcher with a machine as the controller describes it and descriptors
 // as the handler opens them.
 func orlop(ctx context.Context, o options, f *files, run string) (stop func(), err error) {
-	kill, err := spawn(ctx, exec.CommandContext(ctx, o.program("virt-launcher"), "-qemu", o.program("qemu", "qemu-system-x86_64"), "-run-dir", run,
+	// Not with the context: QEMU would outlive its launcher.
+	kill, err := spawn(exec.Command(o.program("virt-launcher"), "-qemu", o.program("qemu", "qemu-system-x86_64"), "-run-dir", run,
 		"-first-boot-dir", run, "-termination-log", os.DevNull, "-handler-uid", fmt.Sprint(os.Getuid())))
 	if err != nil {
 		return nil, err
@@ -149,12 +146,13 @@ func start(ctx context.Context, o options, f *files, client *wire.Client) error 
 		Memory: v1alpha1.Memory{Size: *resource.NewQuantity(memoryMiB<<20, resource.BinarySI)},
 	}
 	message := wire.Start{InstanceUID: "bench"}
+	own := f.of["orlop"]
 	var opened []*os.File
 	defer func() { wire.CloseFiles(opened) }()
 	for i, d := range []struct {
 		path, mode, serial string
 		readOnly           bool
-	}{{f.root, "Filesystem", "root", false}, {f.data, "Filesystem", disks[0], false}, {f.device, "Block", disks[1], false}, {f.tools, "Block", toolsDisk, true}} {
+	}{{own.root, "Filesystem", "root", false}, {own.data, "Filesystem", disks[0], false}, {own.device, "Block", disks[1], false}, {f.tools, "Block", toolsDisk, true}} {
 		flags := os.O_RDWR
 		if d.readOnly {
 			flags = os.O_RDONLY
