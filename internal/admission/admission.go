@@ -25,6 +25,7 @@ func Setup(m ctrl.Manager, platform settings.Platform) error {
 		"ModuleConfig":                        moduleConfigs,
 		"VirtualMachineMACAddress":            macAddresses,
 		"VirtualMachineMACAddressLease":       macLeases,
+		"Eviction":                            evictions,
 	} {
 		if err := add(m, platform); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

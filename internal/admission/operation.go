@@ -3,6 +3,10 @@ package admission
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -24,6 +28,10 @@ func (w *operation) ValidateCreate(ctx context.Context, o *v1alpha2.VirtualMachi
 	var p problems
 	switch o.Spec.Type {
 	case v1alpha2.OperationStart, v1alpha2.OperationStop, v1alpha2.OperationRestart:
+	case v1alpha2.OperationEvict, v1alpha2.OperationMigrate:
+		if err := w.migration(ctx, o, &p); err != nil {
+			return nil, err
+		}
 	default:
 		p.add("spec.type: %s is not supported in this release", o.Spec.Type)
 		return nil, p.err()
@@ -42,6 +50,26 @@ func (w *operation) ValidateCreate(ctx context.Context, o *v1alpha2.VirtualMachi
 		}
 	}
 	return nil, p.err()
+}
+
+// migration refuses what can never work: labels no node can have, and machines on
+// volumes that one node alone can use.
+func (w *operation) migration(ctx context.Context, o *v1alpha2.VirtualMachineOperation, p *problems) error {
+	if m := o.Spec.Migrate; m != nil {
+		for _, e := range metavalidation.ValidateLabels(m.NodeSelector, field.NewPath("spec", "migrate", "nodeSelector")) {
+			p.add("%s", e.Error())
+		}
+	}
+	vm := &v1alpha2.VirtualMachine{}
+	err := w.client.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: o.Spec.VirtualMachineName}, vm)
+	if err != nil {
+		return client.IgnoreNotFound(err) // the operation itself will say that there is none
+	}
+	c := meta.FindStatusCondition(vm.Status.Conditions, v1alpha2.MachineConditionMigratable)
+	if c != nil && c.Status == metav1.ConditionFalse && c.Reason == v1alpha2.MachineReasonVirtualMachineDisksNotMigratable.String() {
+		p.add("VirtualMachine %s cannot be moved: %s", vm.Name, c.Message)
+	}
+	return nil
 }
 
 // ValidateUpdate allows everything: the schema keeps the spec as it is.

@@ -78,8 +78,11 @@ func OperationAllowed(operation v1alpha2.OperationType, run v1alpha2.RunPolicy) 
 var possiblePhases = map[v1alpha2.OperationType][]v1alpha2.MachinePhase{
 	v1alpha2.OperationStart: {v1alpha2.MachineStopped, v1alpha2.MachineStopping},
 	v1alpha2.OperationStop: {v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause,
-		v1alpha2.MachinePending},
-	v1alpha2.OperationRestart: {v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause},
+		v1alpha2.MachinePending, v1alpha2.MachineMigrating},
+	v1alpha2.OperationRestart: {v1alpha2.MachineRunning, v1alpha2.MachineDegraded, v1alpha2.MachineStarting, v1alpha2.MachinePause,
+		v1alpha2.MachineMigrating},
+	v1alpha2.OperationEvict:   {v1alpha2.MachineRunning},
+	v1alpha2.OperationMigrate: {v1alpha2.MachineRunning},
 }
 
 // OperationPossible says whether a power operation makes sense in a phase.

@@ -44,6 +44,8 @@ type Settings struct {
 	// ImportStallTimeout is how long the server of an image may send nothing; 0 leaves
 	// it to the importer.
 	ImportStallTimeout time.Duration
+	// Migration says how machines move.
+	Migration Migration
 	// HighAvailability forces several replicas (true) or one (false); nil lets the platform decide.
 	HighAvailability *bool
 	// LogLevel is "debug", "info", "warn" or "error".
@@ -169,6 +171,7 @@ func Parse(config *deckhousev1alpha1.ModuleConfig) (*Settings, error) {
 		VirtualDisks:        p.storage("virtualDisks", doc.VirtualDisks),
 		VirtualImages:       p.storage("virtualImages", doc.VirtualImages.storage),
 		AllowEmulation:      config.Annotations[corev1alpha2.AnnotationAllowEmulation] == "true",
+		Migration:           p.migration(config.Annotations),
 		HighAvailability:    doc.HighAvailability,
 		LogLevel:            p.oneOf("logLevel", doc.LogLevel, "info", "debug", "info", "warn", "error"),
 		LogFormat:           p.oneOf("logFormat", doc.LogFormat, "text", "text", "json"),

@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -428,6 +430,10 @@ func (s *site) operations(t *testing.T, user string) {
 		if err := s.admin.Update(t.Context(), vm); err != nil {
 			t.Fatal(err)
 		}
+		vm.Status.NodeName = s.node.name
+		if err := s.admin.Status().Update(t.Context(), vm); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Run("what is made", func(t *testing.T) { s.made(t, user) })
 	t.Run("what is waited for", func(t *testing.T) { s.waited(t, user) })
@@ -463,15 +469,25 @@ func (s *site) made(t *testing.T, user string) {
 	both := []v1alpha2.VirtualMachineOperationSpec{
 		{Type: v1alpha2.OperationStop, VirtualMachineName: "linux"}, {Type: v1alpha2.OperationStop, VirtualMachineName: "windows"},
 	}
+	node := s.worker(t)
 	tests := map[string]struct {
 		args    []string
 		in      string
 		want    []v1alpha2.VirtualMachineOperationSpec
 		wantErr string
 	}{
-		"start never has force":                   {args: []string{"start", "-c", "-y", "-f", "linux"}, want: one(v1alpha2.OperationStart, nil)},
-		"stop says nothing of force unless told":  {args: []string{"stop", "-c", "-y", "linux"}, want: one(v1alpha2.OperationStop, nil)},
-		"stop with force":                         {args: []string{"stop", "-c", "-y", "-f", "linux"}, want: one(v1alpha2.OperationStop, &yes)},
+		"start never has force":                  {args: []string{"start", "-c", "-y", "-f", "linux"}, want: one(v1alpha2.OperationStart, nil)},
+		"stop says nothing of force unless told": {args: []string{"stop", "-c", "-y", "linux"}, want: one(v1alpha2.OperationStop, nil)},
+		"stop with force":                        {args: []string{"stop", "-c", "-y", "-f", "linux"}, want: one(v1alpha2.OperationStop, &yes)},
+		"evict leaves force to the policy":       {args: []string{"evict", "-c", "-y", "linux"}, want: one(v1alpha2.OperationEvict, nil)},
+		"evict without slowing down":             {args: []string{"evict", "-c", "-y", "--force=false", "linux"}, want: one(v1alpha2.OperationEvict, &no)},
+		"migrate by force":                       {args: []string{"migrate", "-c", "-y", "--force", "linux"}, want: one(v1alpha2.OperationMigrate, &yes)},
+		"migrate to a node": {args: []string{"migrate", "-c", "-y", "--target-node-name", node, "linux"}, want: []v1alpha2.VirtualMachineOperationSpec{{
+			Type: v1alpha2.OperationMigrate, VirtualMachineName: "linux",
+			Migrate: &v1alpha2.VirtualMachineOperationMigrate{NodeSelector: map[string]string{corev1.LabelHostname: node}}}}},
+		"migrate to a node without a name":        {args: []string{"migrate", "-y", "--target-node-name=", "linux"}, wantErr: "name of the node is empty"},
+		"migrate to a node that does not exist":   {args: []string{"migrate", "-y", "--target-node-name", "nowhere", "linux"}, wantErr: "node nowhere does not exist"},
+		"migrate to where it is":                  {args: []string{"migrate", "-y", "--target-node-name", s.node.name, "linux"}, wantErr: "runs on node " + s.node.name + " already"},
 		"restart with an explicit no":             {args: []string{"restart", "-c", "-y", "--force=false", "linux"}, want: one(v1alpha2.OperationRestart, &no)},
 		"an answer of yes":                        {args: []string{"stop", "-c", "linux"}, in: "Y\n", want: one(v1alpha2.OperationStop, nil)},
 		"an answer without a line end":            {args: []string{"stop", "-c", "linux"}, in: "yes", want: one(v1alpha2.OperationStop, nil)},
@@ -515,6 +531,23 @@ func (s *site) made(t *testing.T, user string) {
 			t.Errorf("%d operations were made", n)
 		}
 	})
+}
+
+// worker makes a node beside the machines' own, and lets the editor look at nodes.
+func (s *site) worker(t *testing.T) string {
+	t.Helper()
+	name := "worker-" + s.namespace
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}}}}
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: s.namespace, Name: "editor"}}}
+	for _, o := range []client.Object{node, role, binding} {
+		s.create(t, o)
+		t.Cleanup(func() { _ = s.admin.Delete(context.Background(), o) })
+	}
+	return name
 }
 
 // takeOperations returns and removes what was made.

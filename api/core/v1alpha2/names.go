@@ -17,6 +17,10 @@ const (
 	FinalizerVirtualMachineMACAddressCleanup      = "virtualization.deckhouse.io/vmmac-cleanup"
 	FinalizerVirtualMachineMACAddressLeaseCleanup = "virtualization.deckhouse.io/vmmacl-cleanup"
 
+	// FinalizerVirtualMachineOperationByEvacuation keeps an evacuation that is deleted
+	// until the request to evict has been taken back.
+	FinalizerVirtualMachineOperationByEvacuation = "virtualization.deckhouse.io/vmop-protection-by-evacuation-controller"
+
 	FinalizerClusterVirtualImageProtection     = "virtualization.deckhouse.io/cvi-protection"
 	FinalizerVirtualImageProtection            = "virtualization.deckhouse.io/vi-protection"
 	FinalizerVirtualDiskProtection             = "virtualization.deckhouse.io/vd-protection"
@@ -34,6 +38,14 @@ const (
 	AnnotationImportStallTimeout = "internal.virtualization.deckhouse.io/import-stall-timeout"
 	// AnnotationAllowEmulation with value "true" on the ModuleConfig lets machines run without KVM.
 	AnnotationAllowEmulation = "virtualization.deckhouse.io/allow-emulation"
+
+	// AnnotationSystemMigrationPolicy on the ModuleConfig overrides the live migration policy of every machine.
+	AnnotationSystemMigrationPolicy = "virtualization.deckhouse.io/system-migration-policy"
+	// AnnotationEvacuation on an operation says that the platform made it to empty a node.
+	AnnotationEvacuation = "virtualization.deckhouse.io/evacuation"
+	// AnnotationEvacuationRequested on a launcher pod says that somebody asked to evict
+	// it; its value is the node to be left.
+	AnnotationEvacuationRequested = "internal.virtualization.deckhouse.io/evacuation-requested"
 
 	// AnnotationVolumeMode, AnnotationAccessMode and AnnotationBindingMode on a
 	// StorageClass or VirtualDisk override what is detected about the storage.

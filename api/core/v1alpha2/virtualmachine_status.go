@@ -133,6 +133,80 @@ type InstanceRecord struct {
 	// +listType=map
 	// +listMapKey=id
 	Slots []DeviceSlot `json:"slots,omitempty"`
+	// Target is the process the guest is to move to.
+	// +optional
+	Target *MigrationTarget `json:"target,omitempty"`
+	// Former are processes that migrations left behind, until each is proven dead and gone.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Former []FormerProcess `json:"former,omitempty"`
+	// Migrated is how the last migration ended: its operation reads it here.
+	// +optional
+	Migrated *MigrationOutcome `json:"migrated,omitempty"`
+}
+
+// MigrationTarget is the process a guest is to move to. The counter has been raised for it, and all of this is written before it is acted upon.
+type MigrationTarget struct {
+	// Operation is the UID of the VirtualMachineOperation; it makes at most one such process.
+	Operation types.UID `json:"operation"`
+	// Type of the operation.
+	// +kubebuilder:validation:Enum=Evict;Migrate
+	Type OperationType `json:"type"`
+	// Name of the Instance and of its Pod.
+	Name string `json:"name"`
+	// PodUID is the UID of the only Pod in which that Instance may start.
+	// +optional
+	PodUID types.UID `json:"podUID,omitempty"`
+	// NodeName is the node that Pod was bound to.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// StartTime is when the migration was taken up.
+	StartTime metav1.Time `json:"startTime"`
+	// NodeSelector are additional labels of the node, from the operation.
+	// +optional
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// Syncing is true once the source may have been told to begin: from then on its word decides.
+	// +optional
+	Syncing bool `json:"syncing,omitempty"`
+	// SourceCompleted is true once the source has reported that its guest has left: it never runs there again.
+	// +optional
+	SourceCompleted bool `json:"sourceCompleted,omitempty"`
+	// Reason for which the migration is called off; empty while it goes on.
+	// +optional
+	Reason Reason `json:"reason,omitempty"`
+	// Message says so in a sentence.
+	// +optional
+	Message string `json:"message,omitempty"`
+}
+
+// FormerProcess is a process that a migration left behind: its source, or a target that was not needed.
+type FormerProcess struct {
+	// Name of the Instance and of its Pod.
+	Name string `json:"name"`
+	// PodUID is the UID of its Pod.
+	// +optional
+	PodUID types.UID `json:"podUID,omitempty"`
+	// NodeName is the node of that Pod.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// Exit is how it ended, once that is proven.
+	// +optional
+	Exit string `json:"exit,omitempty"`
+	// Blocks is true if it may hold the guest: no other process is started before its death is proven.
+	// +optional
+	Blocks bool `json:"blocks,omitempty"`
+}
+
+// MigrationOutcome is how a migration ended.
+type MigrationOutcome struct {
+	// Operation is the UID of the VirtualMachineOperation.
+	Operation types.UID `json:"operation"`
+	// Reason is Completed, or why the guest did not move.
+	Reason Reason `json:"reason"`
+	// Message says so in a sentence.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // DeviceSlot is the place of one block device in the guest.

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
@@ -36,6 +38,17 @@ func (f *Flags) CompleteName(command *cobra.Command, args []string, prefix strin
 // CompleteNames is shell completion for commands that take any number of virtual
 // machines; those already named are left out.
 func (f *Flags) CompleteNames(command *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return f.complete(command, v1alpha2.GroupVersion.WithKind(v1alpha2.VirtualMachineKind+"List"), args, prefix)
+}
+
+// CompleteNodes is shell completion for the name of a node.
+func (f *Flags) CompleteNodes(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return f.complete(command, corev1.SchemeGroupVersion.WithKind("NodeList"), nil, prefix)
+}
+
+// complete lists the names of a kind; for kinds without a namespace the server
+// ignores ours.
+func (f *Flags) complete(command *cobra.Command, kind schema.GroupVersionKind, named []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	cluster, err := f.Connect()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
@@ -47,13 +60,13 @@ func (f *Flags) CompleteNames(command *cobra.Command, args []string, prefix stri
 	ctx, cancel := context.WithTimeout(parent, completionTimeout)
 	defer cancel()
 	list := &metav1.PartialObjectMetadataList{}
-	list.SetGroupVersionKind(v1alpha2.GroupVersion.WithKind(v1alpha2.VirtualMachineKind + "List"))
+	list.SetGroupVersionKind(kind)
 	if err := cluster.Client.List(ctx, list, client.InNamespace(cluster.Namespace), client.Limit(500)); err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	var names []string
 	for i := range list.Items {
-		if name := list.Items[i].Name; strings.HasPrefix(name, prefix) && !slices.Contains(args, name) {
+		if name := list.Items[i].Name; strings.HasPrefix(name, prefix) && !slices.Contains(named, name) {
 			names = append(names, name)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,6 +37,11 @@ type options struct {
 	selector   string
 	timeout    time.Duration
 	yes        bool
+	// node is where to move to; choosesNode says that the flag was given.
+	node        string
+	choosesNode bool
+	// hostname is the value of that node's host name label.
+	hostname string
 
 	cluster *access.Cluster
 	targets []access.Target
@@ -53,6 +59,11 @@ func (o *options) complete(ctx context.Context, flags *access.Flags, args []stri
 	if o.cluster, err = flags.Connect(); err != nil {
 		return err
 	}
+	if o.choosesNode {
+		if err := o.checkNode(ctx); err != nil {
+			return err
+		}
+	}
 	o.yes = o.yes || os.Getenv(confirmVariable) == "yes"
 	if chosen {
 		return o.choose(ctx)
@@ -63,6 +74,44 @@ func (o *options) complete(ctx context.Context, flags *access.Flags, args []stri
 			return err
 		}
 		o.targets = append(o.targets, target)
+	}
+	return nil
+}
+
+// checkNode refuses a node that no machine can be moved to.
+func (o *options) checkNode(ctx context.Context) error {
+	if o.node == "" {
+		return errors.New("--target-node-name: the name of the node is empty")
+	}
+	node := &metav1.PartialObjectMetadata{}
+	node.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
+	err := o.cluster.Client.Get(ctx, client.ObjectKey{Name: o.node}, node)
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("--target-node-name: node %s does not exist", o.node)
+	case apierrors.IsForbidden(err):
+		// Whoever may move machines need not see nodes: then the scheduler will tell.
+		o.hostname = o.node
+		return nil
+	case err != nil:
+		return fmt.Errorf("--target-node-name: get node %s: %w", o.node, err)
+	}
+	o.hostname = node.Labels[corev1.LabelHostname]
+	return nil
+}
+
+// checkMove refuses to move a machine to where it is.
+func (o *options) checkMove(ctx context.Context, target access.Target) error {
+	vm := &v1alpha2.VirtualMachine{}
+	err := o.cluster.Client.Get(ctx, client.ObjectKey{Namespace: target.Namespace, Name: target.Name}, vm)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get virtual machine %s: %w", target, err)
+	}
+	if err == nil && vm.Status.NodeName == o.node {
+		return fmt.Errorf("virtual machine %s runs on node %s already", target, o.node)
+	}
+	if o.hostname == "" {
+		return fmt.Errorf("--target-node-name: node %s has no label %s to be chosen by", o.node, corev1.LabelHostname)
 	}
 	return nil
 }
@@ -140,6 +189,11 @@ func (o *options) confirm(ctx context.Context, answers *bufio.Reader, target acc
 }
 
 func (o *options) create(ctx context.Context, target access.Target) (*v1alpha2.VirtualMachineOperation, error) {
+	if o.choosesNode {
+		if err := o.checkMove(ctx, target); err != nil {
+			return nil, err
+		}
+	}
 	operation := &v1alpha2.VirtualMachineOperation{
 		ObjectMeta: metav1.ObjectMeta{Namespace: target.Namespace, GenerateName: target.Name + "-"},
 		Spec: v1alpha2.VirtualMachineOperationSpec{
@@ -147,6 +201,9 @@ func (o *options) create(ctx context.Context, target access.Target) (*v1alpha2.V
 			VirtualMachineName: target.Name,
 			Force:              o.force,
 		},
+	}
+	if o.choosesNode {
+		operation.Spec.Migrate = &v1alpha2.VirtualMachineOperationMigrate{NodeSelector: map[string]string{corev1.LabelHostname: o.hostname}}
 	}
 	if err := o.cluster.Client.Create(ctx, operation); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", o.verb.name, target.Name, err)

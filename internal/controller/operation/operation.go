@@ -5,8 +5,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
+	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/steps"
 )
@@ -17,6 +19,12 @@ type world struct {
 	operation *v1alpha2.VirtualMachineOperation
 	// vm is nil if the machine does not exist.
 	vm *v1alpha2.VirtualMachine
+	// source and target are the two ends of this operation's migration, pod the
+	// target's; each may be nil.
+	source, target *v1alpha1.Instance
+	pod            *corev1.Pod
+	// systemPolicy overrides the machine's live migration policy.
+	systemPolicy string
 	// others are the unfinished operations of the same machine.
 	others []v1alpha2.VirtualMachineOperation
 	// finished are those that only tell of the past.
@@ -36,6 +44,8 @@ var past = []steps.Step[*world]{{Decide: retention}}
 type verdict struct {
 	phase   v1alpha2.OperationPhase
 	outcome steps.Outcome
+	// percent is how far a migration is; it is never shown to go back.
+	percent int
 }
 
 func (w *world) accepted() bool { return w.operation.Status.Phase == v1alpha2.OperationInProgress }
@@ -53,8 +63,8 @@ func judge(w *world) verdict {
 	case w.vm.DeletionTimestamp != nil:
 		return failed(v1alpha2.OperationReasonOperationFailed, "VirtualMachine %s is being deleted", w.vm.Name)
 	case w.superseder() != nil:
-		return verdict{v1alpha2.OperationSuperseded,
-			steps.Waiting(v1alpha2.OperationReasonSuperseded, "VirtualMachineOperation %s took its place", w.superseder().Name)}
+		return verdict{phase: v1alpha2.OperationSuperseded,
+			outcome: steps.Waiting(v1alpha2.OperationReasonSuperseded, "VirtualMachineOperation %s took its place", w.superseder().Name)}
 	case w.accepted():
 		return progress(w)
 	}
@@ -71,6 +81,8 @@ func precheck(w *world) verdict {
 		return failed(v1alpha2.OperationReasonNotApplicableForVirtualMachineRunPolicy, "%s is not possible with run policy %s", spec.Type, vm.Spec.RunPolicy)
 	case vm.Status.Phase == "":
 		return pending("VirtualMachine %s has no phase yet", vm.Name)
+	case policy.Migrates(spec.Type):
+		return precheckMigration(w)
 	case !policy.OperationPossible(spec.Type, w.forced(), vm.Status.Phase):
 		return failed(v1alpha2.OperationReasonNotApplicableForVirtualMachinePhase, "%s is not possible in phase %s", spec.Type, vm.Status.Phase)
 	}
@@ -85,6 +97,9 @@ func precheck(w *world) verdict {
 // progress reads from the machine's status how far an accepted operation is.
 func progress(w *world) verdict {
 	record := w.vm.Status.Instance
+	if policy.Migrates(w.operation.Spec.Type) {
+		return migrationProgress(w)
+	}
 	if !w.signalled() {
 		return underWay(w.operation.Spec)
 	}
@@ -101,16 +116,19 @@ func progress(w *world) verdict {
 	if !done {
 		return underWay(w.operation.Spec)
 	}
-	return verdict{v1alpha2.OperationCompleted, steps.Done(v1alpha2.OperationReasonOperationCompleted,
+	return verdict{phase: v1alpha2.OperationCompleted, outcome: steps.Done(v1alpha2.OperationReasonOperationCompleted,
 		"%s of VirtualMachine %s is done", w.operation.Spec.Type, w.vm.Name)}
 }
 
 func supported(t v1alpha2.OperationType) bool {
-	return t == v1alpha2.OperationStart || t == v1alpha2.OperationStop || t == v1alpha2.OperationRestart
+	return t == v1alpha2.OperationStart || t == v1alpha2.OperationStop || t == v1alpha2.OperationRestart || policy.Migrates(t)
 }
 
 func (w *world) signalled() bool {
 	record := w.vm.Status.Instance
+	if record != nil && policy.Migrates(w.operation.Spec.Type) {
+		return w.moving() || w.moved()
+	}
 	return record != nil && record.Signal != nil && record.Signal.Operation == w.operation.UID
 }
 
@@ -131,11 +149,11 @@ func older(a, b *v1alpha2.VirtualMachineOperation) bool {
 }
 
 func failed(reason v1alpha2.Reason, format string, args ...any) verdict {
-	return verdict{v1alpha2.OperationFailed, steps.Failed(reason, format, args...)}
+	return verdict{phase: v1alpha2.OperationFailed, outcome: steps.Failed(reason, format, args...)}
 }
 
 func pending(format string, args ...any) verdict {
-	return verdict{v1alpha2.OperationPending, steps.Waiting(v1alpha2.OperationReasonNotReadyToBeExecuted, format, args...)}
+	return verdict{phase: v1alpha2.OperationPending, outcome: steps.Waiting(v1alpha2.OperationReasonNotReadyToBeExecuted, format, args...)}
 }
 
 func underWay(spec v1alpha2.VirtualMachineOperationSpec) verdict {
@@ -144,7 +162,7 @@ func underWay(spec v1alpha2.VirtualMachineOperationSpec) verdict {
 		v1alpha2.OperationStop:    v1alpha2.OperationReasonStopInProgress,
 		v1alpha2.OperationRestart: v1alpha2.OperationReasonRestartInProgress,
 	}[spec.Type]
-	return verdict{v1alpha2.OperationInProgress, steps.Waiting(reason, "%s of VirtualMachine %s is under way", spec.Type, spec.VirtualMachineName)}
+	return verdict{phase: v1alpha2.OperationInProgress, outcome: steps.Waiting(reason, "%s of VirtualMachine %s is under way", spec.Type, spec.VirtualMachineName)}
 }
 
 func completed(w *world) (steps.Outcome, steps.Act) { return judge(w).outcome, nil }
@@ -162,6 +180,14 @@ func finalizer(w *world) (steps.Outcome, steps.Act) {
 	if w.operation.DeletionTimestamp == nil {
 		return steps.Outcome{}, nil
 	}
+	// An evacuation is held by its machine's controller until it has taken the request
+	// back; without a machine there is nothing to take back.
+	if controllerutil.ContainsFinalizer(w.operation, v1alpha2.FinalizerVirtualMachineOperationByEvacuation) {
+		if w.vm != nil {
+			return steps.Outcome{}, nil
+		}
+		return steps.Outcome{}, steps.Release{Object: w.operation, Finalizer: v1alpha2.FinalizerVirtualMachineOperationByEvacuation}
+	}
 	return steps.Outcome{}, steps.Release{Object: w.operation, Finalizer: v1alpha2.FinalizerVirtualMachineOperationCleanup}
 }
 
@@ -175,7 +201,11 @@ func status(w *world, d steps.Decision, errs steps.Errors) v1alpha2.VirtualMachi
 	if sent != nil && find(s.Conditions, sent.Type) == nil {
 		s.Conditions = append(s.Conditions, *sent)
 	}
-	s.Phase = judge(w).phase
+	v := judge(w)
+	s.Phase = v.phase
+	if policy.Migrates(w.operation.Spec.Type) && v.phase != v1alpha2.OperationSuperseded {
+		s.Progress = percent(s.Progress, v.percent)
+	}
 	if w.operation.DeletionTimestamp != nil {
 		s.Phase = v1alpha2.OperationTerminating
 	}

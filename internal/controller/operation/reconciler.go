@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"orlop.dev/orlop/api/core/v1alpha2"
+	v1alpha1 "orlop.dev/orlop/api/instance/v1alpha1"
 	"orlop.dev/orlop/internal/policy"
 	"orlop.dev/orlop/internal/steps"
 )
@@ -49,6 +50,7 @@ func Setup(ctx context.Context, m ctrl.Manager) error {
 		Named("operation").
 		For(&v1alpha2.VirtualMachineOperation{}).
 		Watches(&v1alpha2.VirtualMachineOperation{}, handler.EnqueueRequestsFromMapFunc(r.siblings)).
+		Watches(&v1alpha1.Instance{}, handler.EnqueueRequestsFromMapFunc(r.ofInstance)).
 		Watches(&v1alpha2.VirtualMachine{}, handler.EnqueueRequestsFromMapFunc(r.ofMachine)).
 		Complete(r)
 }
@@ -104,6 +106,9 @@ func (r *Reconciler) observe(ctx context.Context, operation *v1alpha2.VirtualMac
 	}
 	if err == nil {
 		w.vm = vm
+	}
+	if err := r.observeMigration(ctx, w); err != nil {
+		return nil, err
 	}
 	list, err := r.of(ctx, operation.Namespace, operation.Spec.VirtualMachineName)
 	if err != nil {

@@ -159,7 +159,7 @@ func (w *world) outdated() bool {
 // pluggable is true while devices of the present process can be changed.
 func (w *world) pluggable() bool {
 	i := w.instance
-	if !w.live() || w.mustEnd() || i == nil || w.running == nil || i.Spec.Power != v1alpha1.PowerOn ||
+	if !w.live() || w.mustEnd() || w.record.Target != nil || i == nil || w.running == nil || i.Spec.Power != v1alpha1.PowerOn ||
 		i.Status.Exit != nil || !policy.HotPlugs(w.running) || policy.DevicesFrozen(i) {
 		return false
 	}

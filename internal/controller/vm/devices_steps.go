@@ -198,6 +198,7 @@ func diskRelease(w *world) (steps.Outcome, steps.Act) {
 	for _, d := range w.held {
 		lists := w.lists(d.Name)
 		switch {
+		case !w.alone():
 		case !w.live() && w.gone() && (!wanted || !lists), w.live() && !lists && w.detached(d):
 			drop = append(drop, d)
 		}

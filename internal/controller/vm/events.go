@@ -17,6 +17,9 @@ const (
 	eventStopped = "Stopped"
 	eventFailed  = "Failed"
 	eventChanges = "RestartAwaitingChanges"
+
+	eventEvicted  = "Evicted"
+	eventMigrated = "Migrated"
 )
 
 // transitions are the events of conditions, but for those that the other functions
@@ -45,15 +48,31 @@ func powerEvents(before, after *v1alpha2.VirtualMachine) []steps.Event {
 	if is == nil {
 		return nil
 	}
+	all = append(all, migrationEvents(was, is)...)
 	if is.Exit != "" && (was == nil || was.Exit == "" || was.Counter != is.Counter) {
 		all = append(all, exitEvent(is))
 	}
 	if after.Status.Phase == v1alpha2.MachineRunning && before.Status.Phase != v1alpha2.MachineRunning &&
-		before.Status.Phase != v1alpha2.MachinePause {
+		before.Status.Phase != v1alpha2.MachinePause && before.Status.Phase != v1alpha2.MachineMigrating {
 		all = append(all, steps.Event{Type: corev1.EventTypeNormal, Reason: eventStarted,
 			Message: "The machine was started on node " + after.Status.NodeName})
 	}
 	return all
+}
+
+// migrationEvents tells how a migration ended.
+func migrationEvents(was, is *v1alpha2.InstanceRecord) []steps.Event {
+	if was == nil || was.Target == nil || is.Migrated == nil || is.Migrated.Operation != was.Target.Operation {
+		return nil
+	}
+	if is.Migrated.Reason != v1alpha2.OperationReasonCompleted {
+		return []steps.Event{{Type: corev1.EventTypeWarning, Reason: eventFailed, Message: "The guest was not moved: " + is.Migrated.Message}}
+	}
+	reason := eventMigrated
+	if was.Target.Type == v1alpha2.OperationEvict {
+		reason = eventEvicted
+	}
+	return []steps.Event{{Type: corev1.EventTypeNormal, Reason: reason, Message: is.Migrated.Message}}
 }
 
 func exitEvent(r *v1alpha2.InstanceRecord) steps.Event {

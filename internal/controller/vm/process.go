@@ -45,6 +45,7 @@ func (w *world) wantedInstance() *v1alpha1.Instance {
 	if power := w.wantedPower(); below(power, i.Spec.Power) {
 		i.Spec.Power = power
 	}
+	i.Spec.Migration = w.sourceOrder()
 	i.Spec.RebootAction = v1alpha1.RebootReset
 	if len(w.changes()) > 0 || w.bootOrderChanged() {
 		i.Spec.RebootAction = v1alpha1.RebootShutdown
@@ -117,6 +118,9 @@ func (w *world) unstarted() bool {
 func running(w *world) (steps.Outcome, steps.Act) {
 	if !w.live() {
 		return notLive(w), nil
+	}
+	if o, moving := movingOutcome(w); moving {
+		return o, nil
 	}
 	i := w.instance
 	switch {

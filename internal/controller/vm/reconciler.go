@@ -37,10 +37,14 @@ type Options struct {
 }
 
 // Reconciler runs VirtualMachines.
-type Reconciler struct{ Options }
+type Reconciler struct {
+	Options
+	gate      gate
+	landscape landscape
+}
 
 // New returns a reconciler.
-func New(o Options) *Reconciler { return &Reconciler{o} }
+func New(o Options) *Reconciler { return &Reconciler{Options: o} }
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=persistentvolumeclaims,verbs=get;list;watch
@@ -62,6 +66,7 @@ func New(o Options) *Reconciler { return &Reconciler{o} }
 func (r *Reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	vm := &v1alpha2.VirtualMachine{}
 	if err := r.Client.Get(ctx, request.NamespacedName, vm); err != nil {
+		r.gate.shown(request.NamespacedName, false, passage{})
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if vm.DeletionTimestamp != nil && !slices.Contains(vm.Finalizers, v1alpha2.FinalizerVirtualMachineCleanup) {
@@ -94,6 +99,7 @@ func (r *Reconciler) observe(ctx context.Context, vm *v1alpha2.VirtualMachine) (
 	}
 	for _, look := range []func(context.Context, *world) error{
 		r.observeProcess, r.observeSettings, r.observeClass, r.observeAddress, r.observeDisks, r.observeAttachments, r.observeFirstBoot, r.observeOperations,
+		r.observeMigration,
 	} {
 		if err := look(ctx, w); err != nil {
 			return nil, err
@@ -124,9 +130,12 @@ func (r *Reconciler) observeProcess(ctx context.Context, w *world) error {
 	if err := errors.Join(r.Client.List(ctx, instances, mine...), r.Client.List(ctx, pods, mine...)); err != nil {
 		return fmt.Errorf("list the processes of machine %s: %w", w.vm.Name, err)
 	}
+	w.former = make([]process, len(w.record.Former))
 	for i := range instances.Items {
 		if o := &instances.Items[i]; o.Name == w.record.Name {
 			w.instance = o
+		} else if p := w.beside(o.Name); p != nil {
+			p.instance = o
 		} else {
 			w.strayInstances = append(w.strayInstances, o)
 		}
@@ -137,6 +146,8 @@ func (r *Reconciler) observeProcess(ctx context.Context, w *world) error {
 			w.attachmentPods = append(w.attachmentPods, o)
 		case o.Name == w.record.Name:
 			w.pod = o
+		case w.beside(o.Name) != nil:
+			w.beside(o.Name).pod = o
 		default:
 			w.strayPods = append(w.strayPods, o)
 		}
@@ -145,6 +156,9 @@ func (r *Reconciler) observeProcess(ctx context.Context, w *world) error {
 		if err := r.observeLive(ctx, w); err != nil {
 			return err
 		}
+	}
+	if err := r.observeBeside(ctx, w); err != nil {
+		return err
 	}
 	if err := w.readLastApplied(); err != nil {
 		return err
@@ -214,6 +228,7 @@ func (r *Reconciler) observeNode(ctx context.Context, w *world) error {
 
 func (r *Reconciler) observeSettings(ctx context.Context, w *world) error {
 	s, err := settings.Load(ctx, r.Client)
+	w.migration = limitsOf(s)
 	if errors.Is(err, settings.ErrNotFound) {
 		return nil
 	}

@@ -24,6 +24,7 @@ func remember(w *world) *v1alpha2.InstanceRecord {
 		takeSlots(w, &r)
 		takeExit(w, &r)
 	}
+	takeMigration(w, &r)
 	if nextCounter(w, r) {
 		r.Counter++
 		r.Name = plan.InstanceName(w.vm.Name, r.Counter)
@@ -80,7 +81,7 @@ func takeSlots(w *world, r *v1alpha2.InstanceRecord) {
 // the wish to run.
 func takeExit(w *world, r *v1alpha2.InstanceRecord) {
 	exit, proven := w.death()
-	if !proven {
+	if !proven || w.handedOver() && !w.guestLost() {
 		return
 	}
 	// A signal for this very process has already said what is wanted next, also a
@@ -122,7 +123,7 @@ func (w *world) uptime(exit v1alpha1.Exit) time.Duration {
 // is proven dead and cleaned up, everything it needs is there, and the pause after
 // failures is over.
 func nextCounter(w *world, r v1alpha2.InstanceRecord) bool {
-	if w.live() || !w.gone() || !w.wantsOn(r.Power) || !w.canStart() || len(w.strayInstances)+len(w.strayPods) > 0 {
+	if w.live() || !w.gone() || blocked(r) || !w.wantsOn(r.Power) || !w.canStart() || len(w.strayInstances)+len(w.strayPods) > 0 {
 		return false
 	}
 	return w.retryIn() <= 0

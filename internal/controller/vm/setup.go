@@ -2,8 +2,10 @@ package vm
 
 import (
 	"context"
+	"errors"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
@@ -60,6 +62,9 @@ func Setup(ctx context.Context, m ctrl.Manager, platform settings.Platform) erro
 		WatchesMetadata(&corev1.Secret{}, r.related(machinesBySecret)).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.ofClaim)).
 		Watches(&corev1.Node{}, r.related(machinesByNode), builder.WithPredicates(nodeMatters())).
+		Watches(&corev1.Node{}, r.offers(), builder.WithPredicates(offersMatter())).
+		Watches(&v1alpha2.VirtualMachine{}, r.turns(), builder.WithPredicates(moved())).
+		Watches(&policyv1.PodDisruptionBudget{}, handler.EnqueueRequestForOwner(m.GetScheme(), m.GetRESTMapper(), &v1alpha2.VirtualMachine{})).
 		Watches(&deckhousev1alpha1.ModuleConfig{}, handler.EnqueueRequestsFromMapFunc(r.waiting)).
 		Complete(r)
 }
@@ -85,14 +90,14 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 			}
 			if vm.Status.Instance != nil {
 				names = append(names, some(vm.Status.Instance.Name)...)
+				if t := vm.Status.Instance.Target; t != nil {
+					names = append(names, t.Name)
+				}
 			}
 			return names
 		}},
 		{&v1alpha2.VirtualMachine{}, machinesByNode, func(o client.Object) []string {
-			if r := o.(*v1alpha2.VirtualMachine).Status.Instance; r != nil {
-				return some(r.NodeName)
-			}
-			return nil
+			return nodesOf(o.(*v1alpha2.VirtualMachine).Status.Instance)
 		}},
 		{&v1alpha2.VirtualDisk{}, disksByHolder, func(o client.Object) []string {
 			return some(o.GetAnnotations()[policy.HolderAnnotation])
@@ -106,7 +111,7 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 			return err
 		}
 	}
-	return indexDevices(ctx, indexer)
+	return errors.Join(indexDevices(ctx, indexer), indexMigration(ctx, indexer))
 }
 
 func some(value string) []string {
@@ -189,6 +194,6 @@ func nodeMatters() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		before, after := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
 		return policy.OutOfService(before) != policy.OutOfService(after) || nodeReady(before) != nodeReady(after) ||
-			before.Labels[v1alpha2.LabelNodeAccelerator] != after.Labels[v1alpha2.LabelNodeAccelerator]
+			policy.Leaving(before) != policy.Leaving(after) || before.Labels[v1alpha2.LabelNodeAccelerator] != after.Labels[v1alpha2.LabelNodeAccelerator]
 	}}
 }

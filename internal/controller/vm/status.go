@@ -19,6 +19,7 @@ func status(w *world, d steps.Decision, errs steps.Errors) v1alpha2.VirtualMachi
 	s := *w.vm.Status.DeepCopy()
 	s.ObservedGeneration = w.vm.Generation
 	s.Instance = remember(w)
+	s.MigrationState = migrationState(w, s.Instance)
 	s.Conditions = steps.Conditions(s.Conditions, d, errs, w.vm.Generation, w.now)
 	s.Phase = phase(w, s.Instance)
 	s.NodeName = nodeName(w)
@@ -63,6 +64,9 @@ func phase(w *world, r *v1alpha2.InstanceRecord) v1alpha2.MachinePhase {
 	if r.Exit != "" || w.mustEnd() {
 		return v1alpha2.MachineStopping
 	}
+	if w.moving() {
+		return v1alpha2.MachineMigrating
+	}
 	if w.instance == nil {
 		return v1alpha2.MachineStarting
 	}
@@ -96,6 +100,11 @@ func pods(w *world) []v1alpha2.VirtualMachinePod {
 	var all []v1alpha2.VirtualMachinePod
 	if w.pod != nil {
 		all = append(all, v1alpha2.VirtualMachinePod{Name: w.pod.Name, Active: w.live() && w.instance != nil && started(w.instance)})
+	}
+	for _, p := range append([]process{w.target}, w.former...) {
+		if p.pod != nil {
+			all = append(all, v1alpha2.VirtualMachinePod{Name: p.pod.Name})
+		}
 	}
 	for _, p := range w.strayPods {
 		all = append(all, v1alpha2.VirtualMachinePod{Name: p.Name})

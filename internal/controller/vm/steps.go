@@ -12,7 +12,7 @@ import (
 )
 
 // all are the steps of this controller. Their order does not matter.
-var all = []steps.Step[*world]{
+var all = append([]steps.Step[*world]{
 	{Condition: v1alpha2.MachineConditionVirtualMachineClassReady, Decide: class},
 	{Condition: v1alpha2.MachineConditionSizingPolicyMatched, Decide: sizing},
 	{Condition: v1alpha2.MachineConditionVirtualMachineIPAddressReady, Decide: address},
@@ -21,7 +21,6 @@ var all = []steps.Step[*world]{
 	{Condition: v1alpha2.MachineConditionRunning, Decide: running},
 	{Condition: v1alpha2.MachineConditionConfigurationApplied, Decide: configuration},
 	{Condition: v1alpha2.MachineConditionAwaitingRestartToApplyConfiguration, Decide: awaitingRestart},
-	{Condition: v1alpha2.MachineConditionMigratable, Decide: migratable},
 	{Condition: v1alpha2.MachineConditionAgentReady, Decide: agentReady},
 	{Condition: v1alpha2.MachineConditionAgentVersionNotSupported, Decide: agentVersion},
 	{Condition: v1alpha2.MachineConditionFilesystemFrozen, Decide: filesystemFrozen},
@@ -34,7 +33,7 @@ var all = []steps.Step[*world]{
 	{Decide: diskRelease},
 	{Decide: strays},
 	{Decide: finalizer},
-}
+}, append(migrationSteps, evacuationSteps...)...)
 
 func class(w *world) (steps.Outcome, steps.Act) {
 	name := w.vm.Spec.VirtualMachineClassName
@@ -164,11 +163,6 @@ func paths(changes []v1alpha2.RestartAwaitingChange) string {
 	return strings.Join(all, ", ")
 }
 
-// migratable tells the truth until live migration is built.
-func migratable(*world) (steps.Outcome, steps.Act) {
-	return steps.Done(v1alpha2.MachineReasonVirtualMachineNonMigratable, "Live migration is not available in this release").
-		As(metav1.ConditionFalse), nil
-}
 
 // strays removes what an earlier pass may have made under another name; none of it
 // was ever given to a node, for that needs the recorded name.
@@ -186,7 +180,7 @@ func strays(w *world) (steps.Outcome, steps.Act) {
 
 // finalizer lets a deleted machine go when nothing of it is left.
 func finalizer(w *world) (steps.Outcome, steps.Act) {
-	if !w.deleting() || w.live() || !w.gone() || len(w.held)+len(w.strayInstances)+len(w.strayPods) > 0 {
+	if !w.deleting() || w.live() || !w.gone() || !w.alone() || len(w.held)+len(w.strayInstances)+len(w.strayPods) > 0 {
 		return steps.Outcome{}, nil
 	}
 	return steps.Outcome{}, steps.Release{Object: w.vm, Finalizer: v1alpha2.FinalizerVirtualMachineCleanup}

@@ -46,6 +46,8 @@ type world struct {
 	attachmentPods []*corev1.Pod
 	podOwners      map[types.UID]*v1alpha1.Instance
 
+	moves
+
 	// running and runningClass are the specifications the present instance was made from.
 	running      *v1alpha2.VirtualMachineSpec
 	runningClass *v1alpha2.VirtualMachineClassSpec
@@ -84,6 +86,9 @@ func (w *world) signalled() *v1alpha2.InstanceSignal {
 
 // mustEnd is true when the recorded process has to go, for whatever reason.
 func (w *world) mustEnd() bool {
+	if w.handedOver() {
+		return w.guestLost() // whatever else is wanted is wanted of the process the guest went to
+	}
 	return w.signalled() != nil || !w.wantsOn(w.record.Power) || policy.PodDoomed(w.pod) || w.podLost() || w.instanceLost() || w.instanceDoomed() ||
 		w.outdated()
 }
@@ -108,8 +113,10 @@ func (w *world) wantedPower() v1alpha1.PowerState {
 	switch s := w.signalled(); {
 	case !w.mustEnd():
 		return v1alpha1.PowerOn
-	case s != nil && s.Force:
+	case w.guestLost() || s != nil && s.Force:
 		return v1alpha1.PowerKill
+	case w.unsettled():
+		return v1alpha1.PowerOn // the migration is called off first
 	default:
 		return v1alpha1.PowerOff
 	}
