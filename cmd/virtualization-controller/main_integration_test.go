@@ -16,6 +16,8 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -92,6 +94,51 @@ func TestWholeController(t *testing.T) {
 	_ = connection.Close()
 	registerWebhooks(t, c, port)
 	admissions(t, c, api.Namespace(t))
+	evictions(t, c, api.Namespace(t))
+}
+
+// evictions: a pod of a machine is never evicted, but its machine is asked to move; of
+// a pod of somebody else nothing is asked, whatever its name.
+func evictions(t *testing.T, c client.Client, namespace string) {
+	launcher := map[string]string{v1alpha2.LabelLauncher: v1alpha2.LauncherValue, v1alpha2.LabelVirtualMachineUID: "uid", v1alpha2.LabelVirtualMachineName: "m"}
+	cases := map[string]struct {
+		labels  map[string]string
+		dryRun  bool
+		refused bool
+		marked  bool
+	}{
+		"virt-launcher-m-1":     {labels: launcher, refused: true, marked: true},
+		"virt-launcher-m-2":     {labels: launcher, refused: true, dryRun: true},
+		"virt-launcher-foreign": {},
+		"foreign":               {labels: launcher},
+	}
+	for name, tc := range cases {
+		t.Run("eviction of "+name, func(t *testing.T) {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: tc.labels},
+				Spec: corev1.PodSpec{NodeName: "n", Containers: []corev1.Container{{Name: "c", Image: "i"}}, AutomountServiceAccountToken: new(false),
+					TerminationGracePeriodSeconds: new(int64(0))}}
+			if err := c.Create(t.Context(), pod); err != nil {
+				t.Fatal(err)
+			}
+			options := &client.SubResourceCreateOptions{}
+			if tc.dryRun {
+				options.DryRun = []string{metav1.DryRunAll}
+			}
+			err := c.SubResource("eviction").Create(t.Context(), pod, &policyv1.Eviction{}, options)
+			if tc.refused != apierrors.IsTooManyRequests(err) || !tc.refused && err != nil {
+				t.Fatalf("got %v", err)
+			}
+			if !tc.refused {
+				return
+			}
+			if err := c.Get(t.Context(), client.ObjectKeyFromObject(pod), pod); err != nil {
+				t.Fatal(err)
+			}
+			if got := pod.Annotations[v1alpha2.AnnotationEvacuationRequested]; (got == "n") != tc.marked {
+				t.Errorf("the request is written down as %q", got)
+			}
+		})
+	}
 }
 
 // ownAddress is an address of this machine that is not the loopback's, which the API
@@ -149,6 +196,13 @@ func registerWebhooks(t *testing.T, c client.Client, port int) {
 			Name: singular + ".test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNone),
 			ClientConfig: clientConfig("validate-virtualization-deckhouse-io-v1alpha2-" + singular), Rules: rules(plural)})
 	}
+	validating.Webhooks = append(validating.Webhooks, admissionregistrationv1.ValidatingWebhook{
+		Name: "eviction.test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNoneOnDryRun),
+		ClientConfig: clientConfig("evict-virtual-machine"), FailurePolicy: new(admissionregistrationv1.Fail),
+		MatchConditions: []admissionregistrationv1.MatchCondition{{Name: "launcher", Expression: "request.name.startsWith('virt-launcher-')"}},
+		Rules: []admissionregistrationv1.RuleWithOperations{{
+			Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+			Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods/eviction"}}}}})
 	mutating := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "test"},
 		Webhooks: []admissionregistrationv1.MutatingWebhook{{
 			Name: "virtualmachine.test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNone),
@@ -190,7 +244,12 @@ func admissions(t *testing.T, c client.Client, namespace string) {
 			vm.Spec.BlockDeviceRefs = append(vm.Spec.BlockDeviceRefs, vm.Spec.BlockDeviceRefs[0])
 		}), "listed twice"},
 		"a class that does not exist and no share": {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.VirtualMachineClassName = "none" }), "does not exist"},
-		"a migration":                      {operation(v1alpha2.OperationMigrate), "Migrate is not supported"},
+		"a migration": {operation(v1alpha2.OperationMigrate), ""},
+		"a migration to labels that cannot be": {func() client.Object {
+			o := operation(v1alpha2.OperationMigrate).(*v1alpha2.VirtualMachineOperation)
+			o.Spec.Migrate = &v1alpha2.VirtualMachineOperationMigrate{NodeSelector: map[string]string{"a b": "c"}}
+			return o
+		}(), "spec.migrate.nodeSelector"},
 		"a stop":                           {operation(v1alpha2.OperationStop), ""},
 		"an address outside of the ranges": {address("192.168.0.1"), "not in the ranges"},
 		"the router's address":             {address("10.66.10.1"), "router"},

@@ -163,7 +163,6 @@ func paths(changes []v1alpha2.RestartAwaitingChange) string {
 	return strings.Join(all, ", ")
 }
 
-
 // strays removes what an earlier pass may have made under another name; none of it
 // was ever given to a node, for that needs the recorded name.
 func strays(w *world) (steps.Outcome, steps.Act) {
