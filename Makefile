@@ -126,6 +126,10 @@ stress: deps build images guests ## two hundred random changes of a running mach
 bench-start: up guests ## measure the start of a guest against QEMU alone, on the cluster of `make up`
 	$(GO) run ./test/bench/start
 
+.PHONY: bench-migrate
+bench-migrate: guests ## measure a migration through the handlers' tunnel against QEMU to QEMU
+	ORLOP_BENCH=1 $(TEST) -timeout 20m -count=1 -v -run 'TestBenchMigration$$' ./test/qemu
+
 .PHONY: bench-addresses
 bench-addresses: check-go ## measure how an address is found among 50 000 leased ones
 	$(GO) run ./test/bench/addresses

@@ -64,6 +64,8 @@ type side struct {
 	stop func()
 	// heed sees what is written to QEMU's monitor.
 	heed func([]byte)
+	// overhear is told what QEMU says on it.
+	overhear func(line []byte)
 	// phaseDo is done once the report is in onPhase.
 	onPhase v1alpha1.MigrationPhase
 	phaseDo func()
@@ -338,6 +340,9 @@ func (s *side) config(client *wire.Client) migration.Config {
 			}
 			if s.heed != nil {
 				conn = orders{conn, s.heed}
+			}
+			if s.overhear != nil {
+				conn = &overheard{Conn: conn, hear: s.overhear}
 			}
 			return qmp.New(ctx, conn)
 		},
