@@ -22,7 +22,7 @@ import (
 const (
 	memoryMiB = 512
 	// bootTime is for the guest on a busy machine.
-	bootTime = 5 * time.Minute
+	bootTime = 10 * time.Minute
 	// workTime is for fio to begin and end.
 	workTime = 5 * time.Minute
 )
