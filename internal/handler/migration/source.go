@@ -66,7 +66,7 @@ func tempo(m *memory) time.Duration {
 // sourceEnd is what is left to do once the report is final.
 func sourceEnd(m *memory) (act, time.Time) {
 	completed := m.report.Phase == v1alpha1.MigrationCompleted
-	if !completed && m.living() && m.view.Launcher.PauseReason != "Migrated" {
+	if !completed && !m.told && m.living() && m.view.Launcher.PauseReason != "Migrated" {
 		if m.qemu == nil {
 			return actObserve, time.Time{}
 		}
