@@ -190,7 +190,8 @@ func registerWebhooks(t *testing.T, c client.Client, port int) {
 	}
 	kinds := map[string]string{"virtualmachines": "virtualmachine", "virtualmachineclasses": "virtualmachineclass",
 		"virtualmachineoperations": "virtualmachineoperation", "virtualmachineipaddresses": "virtualmachineipaddress",
-		"virtualmachineipaddressleases": "virtualmachineipaddresslease", "virtualdisks": "virtualdisk"}
+		"virtualmachineipaddressleases": "virtualmachineipaddresslease", "virtualmachinemacaddresses": "virtualmachinemacaddress",
+		"virtualdisks": "virtualdisk"}
 	for plural, singular := range kinds {
 		validating.Webhooks = append(validating.Webhooks, admissionregistrationv1.ValidatingWebhook{
 			Name: singular + ".test.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: new(admissionregistrationv1.SideEffectClassNone),
@@ -239,7 +240,7 @@ func admissions(t *testing.T, c client.Client, namespace string) {
 		"EFI":                  {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.Bootloader = v1alpha2.EFI }), "EFI is not supported"},
 		"Windows":              {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.OSType = v1alpha2.OSTypeWindows }), "Windows is not supported"},
 		"17 cores":             {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.CPU.Cores = 17 }), "multiple of 2"},
-		"an image as a device": {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.BlockDeviceRefs[0].Kind = v1alpha2.ImageDevice }), "attaching a VirtualImage is not supported"},
+		"an image as a device": {machine(func(vm *v1alpha2.VirtualMachine) { vm.Spec.BlockDeviceRefs[0].Kind = v1alpha2.ImageDevice }), ""},
 		"a disk listed twice": {machine(func(vm *v1alpha2.VirtualMachine) {
 			vm.Spec.BlockDeviceRefs = append(vm.Spec.BlockDeviceRefs, vm.Spec.BlockDeviceRefs[0])
 		}), "listed twice"},
@@ -253,6 +254,8 @@ func admissions(t *testing.T, c client.Client, namespace string) {
 		"a stop":                           {operation(v1alpha2.OperationStop), ""},
 		"an address outside of the ranges": {address("192.168.0.1"), "not in the ranges"},
 		"the router's address":             {address("10.66.10.1"), "router"},
+		"a hardware address of a group": {&v1alpha2.VirtualMachineMACAddress{ObjectMeta: metav1.ObjectMeta{Name: "group", Namespace: namespace},
+			Spec: v1alpha2.VirtualMachineMACAddressSpec{Address: "01:00:5e:00:00:01"}}, "group address"},
 		"a class with overlapping ranges": {testkit.Class("odd").With(func(c *v1alpha2.VirtualMachineClass) {
 			c.Spec.SizingPolicies = []v1alpha2.SizingPolicy{{Cores: &v1alpha2.SizingPolicyCores{Min: 1, Max: 4}}, {Cores: &v1alpha2.SizingPolicyCores{Min: 4, Max: 8}}}
 		}).Fresh(), "overlap"},
