@@ -265,6 +265,8 @@ func Relay(a, b net.Conn) error {
 		if err == nil {
 			if h, ok := to.(halfCloser); ok {
 				err = h.CloseWrite()
+			} else {
+				err = to.Close() // else its other half would be waited for without end
 			}
 		}
 		if err != nil {
