@@ -71,6 +71,9 @@ func crashMoving(t *testing.T, n int64, cached client.Reader, fails bool) bool {
 		want, reason = "virt-launcher-m-1", v1alpha2.OperationReasonFailed
 	}
 	s.until("the migration is over and the other process gone", nil, func(now *v1alpha2.VirtualMachine) bool {
+		if now == nil || now.Status.Instance == nil {
+			return false
+		}
 		r := now.Status.Instance
 		return r.Migrated != nil && r.Migrated.Operation == o.UID && r.Migrated.Reason == reason && len(r.Former) == 0 && r.Target == nil &&
 			r.Name == want && r.Counter == 2 && now.Status.Phase == v1alpha2.MachineRunning
@@ -82,7 +85,17 @@ func crashMoving(t *testing.T, n int64, cached client.Reader, fails bool) bool {
 	if err := s.client.List(t.Context(), left, client.InNamespace(s.namespace)); err != nil || len(left.Items) != 1 {
 		t.Errorf("%d instances are left: %v", len(left.Items), err)
 	}
-	return s.writes.Load() < 1<<39
+	// What stays would keep the controllers of later tests busy.
+	survived := s.writes.Load() < 1<<39
+	vm, err := s.vm("m")
+	if err == nil {
+		err = s.client.Delete(t.Context(), vm)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.until("the machine is gone", nil, func(now *v1alpha2.VirtualMachine) bool { return now == nil })
+	return survived
 }
 
 // pairOfHandlers plays the handlers of two nodes, and scheduler and kubelet.

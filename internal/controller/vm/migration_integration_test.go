@@ -88,7 +88,7 @@ func (p *pair) end(name, what string, ready func(*v1alpha1.Instance) bool, write
 			return err
 		}
 		if !ready(i) {
-			return fmt.Errorf("spec %+v", i.Spec.Migration)
+			return fmt.Errorf("order %+v, power %s", i.Spec.Migration, i.Spec.Power)
 		}
 		write(i)
 		return p.client.Status().Update(p.t.Context(), i)
@@ -117,11 +117,17 @@ func listens(s *v1alpha1.InstanceStatus) {
 	s.Migration.Endpoint = "192.0.2.7:4135"
 }
 
-func told(i *v1alpha1.Instance) bool {
-	return i.Spec.Migration != nil && i.Spec.Migration.Endpoint != ""
+// told and aborted are about the order to move to one target: the order of the last
+// migration stays until the next.
+func told(target string) func(*v1alpha1.Instance) bool {
+	return func(i *v1alpha1.Instance) bool {
+		return i.Spec.Migration != nil && i.Spec.Migration.Peer == target && i.Spec.Migration.Endpoint != ""
+	}
 }
 
-func aborted(i *v1alpha1.Instance) bool { return told(i) && i.Spec.Migration.Abort }
+func aborted(target string) func(*v1alpha1.Instance) bool {
+	return func(i *v1alpha1.Instance) bool { return told(target)(i) && i.Spec.Migration.Abort }
+}
 
 func killed(i *v1alpha1.Instance) bool { return i.Spec.Power == v1alpha1.PowerKill }
 
@@ -130,7 +136,7 @@ func (p *pair) ready(source, target, node string) {
 	p.t.Helper()
 	p.place(target, node)
 	p.end(target, "is given to its node", onNode(node), says(v1alpha1.MigrationReady, listens))
-	p.end(source, "is told to begin", told, says(v1alpha1.MigrationTransferring, func(s *v1alpha1.InstanceStatus) {
+	p.end(source, "is told to begin", told(target), says(v1alpha1.MigrationTransferring, func(s *v1alpha1.InstanceStatus) {
 		s.Migration.TotalBytes, s.Migration.RemainingBytes, s.Migration.Iteration = 100<<20, 50<<20, 1
 	}))
 }
@@ -189,7 +195,7 @@ func TestMigration(t *testing.T) {
 	if vm.Status.NodeName != p.node || vm.Status.MigrationState == nil || vm.Status.MigrationState.Target.Pod != target {
 		t.Errorf("status while it moves: %+v", vm.Status)
 	}
-	p.end(source, "completes", told, says(v1alpha1.MigrationCompleted, func(s *v1alpha1.InstanceStatus) { s.Phase = v1alpha1.InstancePaused }))
+	p.end(source, "completes", told(target), says(v1alpha1.MigrationCompleted, func(s *v1alpha1.InstanceStatus) { s.Phase = v1alpha1.InstancePaused }))
 	p.end(target, "is told that the source has completed", func(i *v1alpha1.Instance) bool { return i.Spec.Migration.SourceCompleted },
 		says(v1alpha1.MigrationCompleted, runs))
 	p.operationPhase(evict, v1alpha2.OperationCompleted)
@@ -215,7 +221,7 @@ func TestMigration(t *testing.T) {
 	// And back: the present process is a target of old.
 	back := p.operate("m", v1alpha2.OperationMigrate, false)
 	p.ready(target, "virt-launcher-m-3", p.node)
-	p.end(target, "completes", told, says(v1alpha1.MigrationCompleted))
+	p.end(target, "completes", told("virt-launcher-m-3"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-m-3", "runs", onNode(p.node), says(v1alpha1.MigrationCompleted, runs))
 	p.operationPhase(back, v1alpha2.OperationCompleted)
 	p.buried(target, v1alpha1.ExitMigrated)
@@ -228,7 +234,7 @@ func TestMigrationFails(t *testing.T) {
 	source := p.start("f", 1)
 	first := p.operate("f", v1alpha2.OperationEvict, false)
 	p.ready(source, "virt-launcher-f-2", p.other)
-	p.end(source, "fails", told, says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) {
+	p.end(source, "fails", told("virt-launcher-f-2"), says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) {
 		s.Migration.Reason, s.Migration.Message = "NotConverging", "The guest changes its memory faster than it can be copied"
 	}))
 	p.operationPhase(first, v1alpha2.OperationFailed)
@@ -242,7 +248,7 @@ func TestMigrationFails(t *testing.T) {
 	if err := p.client.Delete(t.Context(), second); err != nil {
 		t.Fatal(err)
 	}
-	p.end(source, "is told to stop", aborted, says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) { s.Migration.Reason = "Aborted" }))
+	p.end(source, "is told to stop", aborted("virt-launcher-f-3"), says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) { s.Migration.Reason = "Aborted" }))
 	p.buried("virt-launcher-f-3", v1alpha1.ExitKilled)
 	vm := p.phase("f", v1alpha2.MachineRunning)
 	if vm.Status.MigrationState.Result != v1alpha2.MigrationFailed || vm.Status.NodeName != p.node {
@@ -254,7 +260,7 @@ func TestMigrationFails(t *testing.T) {
 	p.ready(source, "virt-launcher-f-4", p.other)
 	stop := p.operate("f", v1alpha2.OperationStop, false)
 	p.operationPhase(third, v1alpha2.OperationSuperseded)
-	p.end(source, "completes all the same", aborted, says(v1alpha1.MigrationCompleted))
+	p.end(source, "completes all the same", aborted("virt-launcher-f-4"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-f-4", "runs", func(i *v1alpha1.Instance) bool { return i.Spec.Migration.SourceCompleted },
 		says(v1alpha1.MigrationCompleted, runs))
 	p.power("virt-launcher-f-4", v1alpha1.PowerOff)
@@ -271,7 +277,7 @@ func TestMigrationOfALostGuest(t *testing.T) {
 	source := p.start("l", 1)
 	evict := p.operate("l", v1alpha2.OperationEvict, false)
 	p.ready(source, "virt-launcher-l-2", p.other)
-	p.end(source, "completes", told, says(v1alpha1.MigrationCompleted))
+	p.end(source, "completes", told("virt-launcher-l-2"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-l-2", "dies before it runs", onNode(p.other), func(i *v1alpha1.Instance) { ends(v1alpha1.ExitCrashed)(&i.Status) })
 	p.power(source, v1alpha1.PowerKill)
 	p.report(source, ends(v1alpha1.ExitKilled))
@@ -316,11 +322,11 @@ func TestMigrationsTakeTurns(t *testing.T) {
 		return nil
 	})
 	p.ready(first, "virt-launcher-a-2", p.other)
-	p.end(first, "completes", told, says(v1alpha1.MigrationCompleted))
+	p.end(first, "completes", told("virt-launcher-a-2"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-a-2", "runs", onNode(p.other), says(v1alpha1.MigrationCompleted, runs))
 	p.operationPhase(one, v1alpha2.OperationCompleted)
 	p.ready(second, "virt-launcher-b-2", p.other)
-	p.end(second, "completes", told, says(v1alpha1.MigrationCompleted))
+	p.end(second, "completes", told("virt-launcher-b-2"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-b-2", "runs", onNode(p.other), says(v1alpha1.MigrationCompleted, runs))
 	p.operationPhase(two, v1alpha2.OperationCompleted)
 }
@@ -344,7 +350,9 @@ func TestEvacuation(t *testing.T) {
 	made := &v1alpha2.VirtualMachineOperation{ObjectMeta: metav1.ObjectMeta{Name: "evacuation-" + source}}
 	p.operationPhase(made, v1alpha2.OperationInProgress)
 
-	// Deleting it cancels the evacuation, and with it the request.
+	// Deleting it cancels the evacuation, and with it the request. The machine has taken
+	// it up by then: the number of the next target depends on that.
+	p.reason(made, v1alpha2.OperationReasonTargetScheduling)
 	if err := p.client.Delete(t.Context(), made); err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +379,7 @@ func TestEvacuation(t *testing.T) {
 	again := &v1alpha2.VirtualMachineOperation{ObjectMeta: metav1.ObjectMeta{Name: "evacuation-" + source}}
 	p.operationPhase(again, v1alpha2.OperationInProgress)
 	p.ready(source, "virt-launcher-e-3", p.other)
-	p.end(source, "fails", told, says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) { s.Migration.Reason = "ConnectionLost" }))
+	p.end(source, "fails", told("virt-launcher-e-3"), says(v1alpha1.MigrationFailed, func(s *v1alpha1.InstanceStatus) { s.Migration.Reason = "ConnectionLost" }))
 	p.operationPhase(again, v1alpha2.OperationFailed)
 	testkit.Eventually(t, patience, "the machine says that it has to leave", func() error {
 		vm, err := p.vm("e")
@@ -390,7 +398,7 @@ func TestEvacuation(t *testing.T) {
 	third := &v1alpha2.VirtualMachineOperation{ObjectMeta: metav1.ObjectMeta{Name: "evacuation-" + source}}
 	p.operationPhase(third, v1alpha2.OperationInProgress)
 	p.ready(source, "virt-launcher-e-4", p.other)
-	p.end(source, "completes", told, says(v1alpha1.MigrationCompleted))
+	p.end(source, "completes", told("virt-launcher-e-4"), says(v1alpha1.MigrationCompleted))
 	p.end("virt-launcher-e-4", "runs", onNode(p.other), says(v1alpha1.MigrationCompleted, runs))
 	p.operationPhase(third, v1alpha2.OperationCompleted)
 	testkit.Eventually(t, patience, "nothing asks it to leave", func() error {
