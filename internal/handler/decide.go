@@ -62,6 +62,8 @@ type memory struct {
 	unsettled bool
 
 	runningSince, resumedAt time.Time
+	// pluggedAt is when a device came or went last.
+	pluggedAt time.Time
 
 	retries  map[act]*retry
 	problems map[act]string
@@ -153,6 +155,10 @@ func decide(m *memory, now time.Time) (act, time.Time) {
 	}
 	var wake time.Time
 	for _, a := range due(m, now) {
+		if soon := m.pluggedAt.Add(plugPace); asksPace(a) && now.Before(soon) {
+			wake = earliest(wake, soon)
+			continue
+		}
 		r := m.retry(a)
 		if r.due(now) {
 			return a, time.Time{}

@@ -22,6 +22,17 @@ const (
 	verbResize = "resize"
 )
 
+// plugPace is kept between two devices that come or go. Guests hear of them through a
+// queue of eight events (virtio-scsi in Linux), and need not look again for what found
+// no room in it.
+const plugPace = 100 * time.Millisecond
+
+// asksPace says whether an act makes such an event.
+func asksPace(a act) bool {
+	verb, _, ok := plugOf(a)
+	return ok && verb != verbResize
+}
+
 func plugAct(verb, disk string) act { return act(verb + " " + disk) }
 
 // plugOf is the verb and the disk of an act on a disk.
@@ -201,6 +212,9 @@ func (w *worker) plug(ctx context.Context, a act) error {
 	}
 	if err == nil {
 		w.log.Info("launcher was told", "act", verb, "disk", id)
+		if asksPace(a) {
+			w.memory.pluggedAt = w.node.Now()
+		}
 		if asksGuest(a) {
 			w.memory.retry(a).failed(w.node.Now()) // the next one later, in case it does not help
 		}

@@ -135,10 +135,13 @@ func again(t *testing.T, c cluster) {
 // reach asks every DNS pod for its readiness: from the host, and from a pod of
 // another node.
 func reach(t *testing.T, c cluster) {
-	pods := c.dnsPods(t)
-	if len(pods) != 3 {
-		t.Fatalf("%d pods, want 3", len(pods))
-	}
+	var pods []dnsPod
+	eventually(t, "three DNS pods have addresses", func() error { // one on a node that has just come back gets a new one
+		if pods = c.dnsPods(t); len(pods) != 3 {
+			return fmt.Errorf("%d pods", len(pods))
+		}
+		return nil
+	})
 	nodes := map[string]bool{}
 	for _, pod := range pods {
 		nodes[pod.node] = true
