@@ -133,35 +133,35 @@ func again(t *testing.T, c cluster) {
 }
 
 // reach asks every DNS pod for its readiness: from the host, and from a pod of
-// another node.
+// another node. A pod of a node that has just come back is still on record with the
+// address it had, so this is asked until it is true.
 func reach(t *testing.T, c cluster) {
-	var pods []dnsPod
-	eventually(t, "three DNS pods have addresses", func() error { // one on a node that has just come back gets a new one
-		if pods = c.dnsPods(t); len(pods) != 3 {
-			return fmt.Errorf("%d pods", len(pods))
-		}
-		return nil
-	})
-	nodes := map[string]bool{}
-	for _, pod := range pods {
-		nodes[pod.node] = true
-		if !ready(pod.address) {
-			t.Errorf("the host does not reach %s", pod.address)
-		}
-		for _, other := range pods {
-			if err := other.get(t, pod.address); err != nil {
-				t.Errorf("a pod of %s does not reach one of %s: %v", other.node, pod.node, err)
-			}
-		}
-	}
-	if len(nodes) != 3 {
-		t.Errorf("pods are on %d nodes, want 3", len(nodes))
-	}
+	eventually(t, "DNS pods on three nodes reach each other", func() error { return c.reachable(t) })
 	// The API server's way to kubelets, and kubelet's to a container.
 	name := strings.Fields(c.kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "name"))[0]
 	if log := c.kubectl(t, "-n", "kube-system", "logs", name); !strings.Contains(log, "CoreDNS") {
 		t.Errorf("log of %s: %q", name, log)
 	}
+}
+
+func (c cluster) reachable(t *testing.T) error {
+	t.Helper()
+	pods, nodes := c.dnsPods(t), map[string]bool{}
+	for _, pod := range pods {
+		nodes[pod.node] = true
+		if !ready(pod.address) {
+			return fmt.Errorf("the host does not reach %s", pod.address)
+		}
+		for _, other := range pods {
+			if err := other.get(t, pod.address); err != nil {
+				return fmt.Errorf("a pod of %s does not reach one of %s: %w", other.node, pod.node, err)
+			}
+		}
+	}
+	if len(pods) != 3 || len(nodes) != 3 {
+		return fmt.Errorf("%d pods are on %d nodes, want 3 on 3", len(pods), len(nodes))
+	}
+	return nil
 }
 
 func killed(t *testing.T, c cluster) {
