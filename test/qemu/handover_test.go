@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -355,13 +354,8 @@ func (s *side) restart() {
 
 // kill ends QEMU as the kernel does when it runs out of memory.
 func (s *side) kill() {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.pod.cmd.Process.Pid))
-	for _, list := range lists {
-		data, _ := os.ReadFile(list)
-		var pid int
-		if n, _ := fmt.Sscan(string(data), &pid); n == 1 {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
+	for _, pid := range s.pod.children() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
 

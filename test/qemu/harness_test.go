@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -149,6 +150,11 @@ func (p *pod) stop() {
 		cancel()
 		_ = p.client.Close()
 	}
+	// A handler of the test's own may have taken the connection over, and there is no
+	// pod here whose end takes QEMU along.
+	for _, pid := range p.children() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	_ = p.cmd.Process.Kill()
 	<-p.exited
 	if p.t.Failed() {
@@ -271,20 +277,30 @@ func (p *pod) terminationMessage() v1alpha1.Exit {
 // qemuPID is the process under the launcher.
 func (p *pod) qemuPID() int {
 	p.t.Helper()
+	pids := p.children()
+	if len(pids) == 0 {
+		p.t.Fatal("launcher has no child")
+	}
+	return pids[0]
+}
+
+// children are the processes that the launcher has made.
+func (p *pod) children() []int {
 	// A child belongs to the thread that made it.
 	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	var pids []int
 	for _, list := range lists {
 		data, _ := os.ReadFile(list)
-		var pid int
-		if n, _ := fmt.Sscan(string(data), &pid); n == 1 {
-			return pid
+		for field := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
 		}
 	}
-	p.t.Fatal("launcher has no child")
-	return 0
+	return pids
 }
 
 // request is a start request and its descriptors, closed with the test.
