@@ -101,6 +101,9 @@ func onNode(name string) *corev1.Affinity {
 // FromLauncherPod is a list of devices as a new process gets it: every volume from its
 // own launcher pod, none from the attachment pods of another process.
 func FromLauncherPod(disks []v1alpha1.Disk) []v1alpha1.Disk {
+	if disks == nil {
+		return nil
+	}
 	all := make([]v1alpha1.Disk, len(disks))
 	for i := range disks {
 		disks[i].DeepCopyInto(&all[i])

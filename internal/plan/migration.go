@@ -28,11 +28,7 @@ func TargetInstance(source *v1alpha1.Instance, name string, order v1alpha1.Migra
 	}
 	target.Spec.NodeName, target.Spec.PodUID, target.Spec.Power = "", "", v1alpha1.PowerOn
 	target.Spec.Migration = &order
-	for i := range target.Spec.Machine.Disks {
-		if claim := target.Spec.Machine.Disks[i].Source.PersistentVolumeClaim; claim != nil {
-			claim.Pod = nil
-		}
-	}
+	target.Spec.Machine.Disks = FromLauncherPod(source.Spec.Machine.Disks)
 	if target.Spec.FirstBoot != nil {
 		target.Spec.FirstBoot.SecretName = name
 	}
