@@ -24,7 +24,7 @@ const (
 )
 
 // TestStory10Migration moves a machine to and fro while connections to it stay open.
-// With ORLOP_E2E_ROUNDS it goes to and fro that often, the guest changing its memory.
+// With ORLOP_E2E_ROUNDS it goes to and fro that often.
 func TestStory10Migration(t *testing.T) {
 	ns := namespace(t)
 	apply(t, ns, image("tiny", "tiny.qcow2")+disk("root", "shared", "512Mi", "tiny")+machine("linux", "256Mi", []string{"root"})+`---
