@@ -130,20 +130,6 @@ func Device(i *v1alpha1.Instance, id string) *v1alpha1.Disk {
 	return nil
 }
 
-// DevicesSettled says that a process has exactly the devices it is meant to have. Only
-// such a process may begin to migrate: the other end is made from its list.
-func DevicesSettled(i *v1alpha1.Instance) bool {
-	if i.Status.ObservedGeneration < i.Generation || len(i.Status.Disks) != len(i.Spec.Machine.Disks) {
-		return false
-	}
-	for _, d := range i.Spec.Machine.Disks {
-		if s := DeviceStatus(i, d.ID); s == nil || !s.Attached || s.Size > 0 && s.Size < d.Size {
-			return false
-		}
-	}
-	return true
-}
-
 // DevicesFrozen says that the devices of a process must not change now, because it is
 // one end of a migration: both ends have to be alike. After a migration that failed
 // the source is free again, after one that succeeded the target is.

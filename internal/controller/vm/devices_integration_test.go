@@ -159,7 +159,7 @@ func (s *stage) has(vm, instance string, disks []string) error {
 	}
 	slices.Sort(attached)
 	slices.Sort(disks)
-	if !slices.Equal(attached, disks) || !policy.DevicesSettled(in) {
+	if !slices.Equal(attached, disks) || !devicesSettled(in) {
 		return fmt.Errorf("attached are %v, instance %+v %+v", attached, in.Spec.Machine.Disks, in.Status.Disks)
 	}
 	pods := &corev1.PodList{}
@@ -396,4 +396,17 @@ func TestConflictsAreSaid(t *testing.T) {
 	}
 	s.attach("first", "m", v1alpha2.DiskDevice, "data")
 	s.attachmentPhase("first", v1alpha2.AttachmentAttached)
+}
+
+// devicesSettled says that a process has exactly the devices it is meant to have.
+func devicesSettled(i *v1alpha1.Instance) bool {
+	if i.Status.ObservedGeneration < i.Generation || len(i.Status.Disks) != len(i.Spec.Machine.Disks) {
+		return false
+	}
+	for _, d := range i.Spec.Machine.Disks {
+		if s := policy.DeviceStatus(i, d.ID); s == nil || !s.Attached || s.Size > 0 && s.Size < d.Size {
+			return false
+		}
+	}
+	return true
 }
